@@ -1,0 +1,8 @@
+"""The one exception for mistakes a person can mend: a missing file, a wrong key, a damaged shard."""
+
+
+class LandmarkRetrievalError(ValueError):
+    """What is wrong, where, and what to do about it, in one sentence.
+
+    The command line prints the sentence without a traceback and ends with exit code 2.
+    """
