@@ -1,0 +1,108 @@
+"""A data set as a folder of shard folders: `train_c`, `train_x` or `train`, and `index`, `test` with their solutions.
+
+This is the form that training and evaluation read, made from GLDv2 or from a folder of one's own.
+"""
+
+import shutil
+from pathlib import Path
+
+from landmark_retrieval.data import folder as folders
+from landmark_retrieval.data.gldv2 import TrainSet, existing_folder, read_photos, read_train
+from landmark_retrieval.data.manifest import Manifest
+from landmark_retrieval.data.shards import write_shards
+from landmark_retrieval.data.solutions import read_recognition_solution, read_retrieval_solution
+from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.files import open_replacing, replacing
+
+RETRIEVAL_SOLUTION = "retrieval_solution.csv"
+RECOGNITION_SOLUTION = "recognition_solution.csv"
+
+
+def shard_gldv2(
+    root: str | Path,
+    out: str | Path,
+    sets: tuple[TrainSet, ...] = ("c", "x"),
+    photos_per_shard: int = 1000,
+    seed: int = 0,
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> dict[str, Manifest]:
+    """Shard a folder in the layout of GLDv2: its training sets and, where it has them, index and test with their solutions.
+
+    Returns:
+        The manifest of each folder of shards below `out`, by its name ("train_c", "index", ...).
+
+    Raises:
+        LandmarkRetrievalError: see `gldv2.read_train`, `gldv2.read_photos`, `write_shards`.
+    """
+    root, out = existing_folder(root), Path(out)
+    tables = {f"train_{which}": read_train(root, which) for which in sets}
+    for split in ("index", "test"):
+        if (root / f"{split}.csv").exists():
+            tables[split] = read_photos(root, split)  # type: ignore[arg-type]
+    for name, read in ((RETRIEVAL_SOLUTION, read_retrieval_solution), (RECOGNITION_SOLUTION, read_recognition_solution)):
+        if (root / name).exists():
+            read(root / name)  # an error in it is better told now than after the sharding
+            with replacing(out / name) as temporary:
+                shutil.copyfile(root / name, temporary)
+    return {
+        name: write_shards(table, out / name, photos_per_shard, name.startswith("train"), seed, skip_bad, workers, name)
+        for name, table in tables.items()
+    }
+
+
+def shard_folder(
+    root: str | Path,
+    out: str | Path,
+    hold_out: float = 0.0,
+    photos_per_shard: int = 1000,
+    seed: int = 0,
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> dict[str, Manifest]:
+    """Shard a folder with a folder of photos per landmark.
+
+    Args:
+        hold_out: fraction of the landmarks to set aside as query and index photos, so that training can be measured on
+            landmarks it never saw; 0 for none.
+
+    Returns, raises: as `shard_gldv2`; see also `folder.read_folder`, `folder.hold_out`.
+    """
+    out = Path(out)
+    table = folders.read_folder(root)
+    tables = {"train": table}
+    if hold_out:
+        tables["train"], tables["test"], tables["index"], relevant = folders.hold_out(table, hold_out, seed)
+        with open_replacing(out / RETRIEVAL_SOLUTION) as file:
+            # ids are paths and may hold spaces, which separate ids in this file
+            if any(" " in photo for photo in tables["index"].ids):
+                raise LandmarkRetrievalError(
+                    f"Some photos below {root} have a space in their path, which the solution file cannot hold: rename them."
+                )
+            file.write("id,images,Usage\r\n")
+            file.writelines(f"{query},{' '.join(images)},Private\r\n" for query, images in relevant.items())
+    return {
+        name: write_shards(table, out / name, photos_per_shard, name == "train", seed, skip_bad, workers, name)
+        for name, table in tables.items()
+    }
+
+
+def train_folder(root: str | Path, which: str) -> Path:
+    """Where the shards of training set `which` are: `<root>/train_<which>`, or `<root>/train` for data without such sets.
+
+    Raises:
+        LandmarkRetrievalError: there is neither; the message lists what there is.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise LandmarkRetrievalError(
+            f"There is no data at {root}: write shards there with `landmark-retrieval shard`, or set data.root to their folder."
+        )
+    for folder in (root / f"train_{which}", root / "train"):
+        if folder.is_dir():
+            return folder
+    held = sorted(path.name.removeprefix("train_") for path in root.glob("train*") if path.is_dir())
+    raise LandmarkRetrievalError(
+        f"{root} holds no training set {which!r} (it has: {', '.join(held) or 'none'}): write it with `landmark-retrieval shard`, "
+        "or set data.train_set."
+    )

@@ -1,0 +1,97 @@
+"""One's own photos: a folder per landmark."""
+
+from pathlib import Path
+
+import numpy as np
+
+from landmark_retrieval.data.gldv2 import existing_folder
+from landmark_retrieval.data.photos import SUFFIXES, PhotoTable
+from landmark_retrieval.errors import LandmarkRetrievalError
+
+
+def read_folder(root: str | Path) -> PhotoTable:
+    """Photos at root/<landmark>/**/<photo>.jpg (or .jpeg, .png, .webp); ids are the paths below root, with slashes.
+
+    Raises:
+        LandmarkRetrievalError: no such folder, no landmark folder in it, or a landmark folder without photos.
+    """
+    root = existing_folder(root)
+    landmarks = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not landmarks:
+        raise LandmarkRetrievalError(f"{root} holds no folders: put the photos of each landmark into a folder of its name.")
+    ids: list[str] = []
+    labels: list[int] = []
+    for label, landmark in enumerate(landmarks):
+        photos = list_photos(landmark)
+        if not photos:
+            raise LandmarkRetrievalError(f"Landmark folder {landmark} holds no photos: add some, or remove the folder.")
+        ids += [path.relative_to(root).as_posix() for path in photos]
+        labels += [label] * len(photos)
+    return PhotoTable(ids, root.joinpath, np.asarray(labels, np.int64), tuple(path.name for path in landmarks))
+
+
+def list_photos(root: str | Path) -> list[Path]:
+    """All photos below a folder, sorted by path."""
+    return sorted(
+        path
+        for path in Path(root).rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def read_unlabelled(root: str | Path) -> PhotoTable:
+    """All photos below a folder, without labels; ids are the paths below it.
+
+    Raises:
+        LandmarkRetrievalError: no such folder, or no photo in it.
+    """
+    root = existing_folder(root)
+    photos = list_photos(root)
+    if not photos:
+        raise LandmarkRetrievalError(f"{root} holds no photos ({', '.join(SUFFIXES)}): give a folder that does.")
+    return PhotoTable([path.relative_to(root).as_posix() for path in photos], root.joinpath)
+
+
+def hold_out(table: PhotoTable, fraction: float, seed: int = 0) -> tuple[PhotoTable, PhotoTable, PhotoTable, dict[str, list[str]]]:
+    """Set whole landmarks aside, so that retrieval is measured on landmarks never trained on.
+
+    Args:
+        table: labelled photos.
+        fraction: of the landmarks with at least two photos, in (0, 1); at least one is taken.
+        seed: which ones.
+
+    Returns:
+        train: the table without them, classes renumbered; query: a quarter of the photos of each landmark taken (at least one);
+        index: the rest of them; relevant: for each query id the index ids of its landmark.
+
+    Raises:
+        LandmarkRetrievalError: nothing to hold out, or nothing would be left to train on.
+    """
+    assert table.labels is not None
+    counts = np.bincount(table.labels, minlength=len(table.classes))
+    candidates = np.flatnonzero(counts >= 2)
+    taken = max(1, round(fraction * len(candidates)))
+    if not 0 < fraction < 1 or len(candidates) == 0 or taken >= len(table.classes):
+        raise LandmarkRetrievalError(
+            f"Holding out {fraction:g} of {len(table.classes)} landmarks is not possible: it takes a fraction between 0 and 1, a "
+            "landmark with two photos or more, and another one to train on."
+        )
+    rng = np.random.default_rng(seed)
+    held = set(rng.choice(candidates, taken, replace=False).tolist())
+    query: list[int] = []
+    index: list[int] = []
+    relevant: dict[str, list[str]] = {}
+    for label in sorted(held):
+        rows = rng.permutation(np.flatnonzero(table.labels == label))
+        cut = max(1, len(rows) // 4)
+        query += rows[:cut].tolist()
+        index += rows[cut:].tolist()
+        relevant.update((table.ids[row], [table.ids[other] for other in rows[cut:]]) for row in rows[:cut])
+    kept = [label for label in range(len(table.classes)) if label not in held]
+    renumbered = np.full(len(table.classes), -1, np.int64)
+    renumbered[kept] = np.arange(len(kept))
+    train = table.take(np.flatnonzero(renumbered[table.labels] >= 0))
+    assert train.labels is not None
+    train = PhotoTable(train.ids, train.locate, renumbered[train.labels], tuple(table.classes[label] for label in kept))
+    unlabelled = PhotoTable(table.ids, table.locate)
+    return train, unlabelled.take(np.asarray(query)), unlabelled.take(np.asarray(index)), relevant

@@ -1,0 +1,53 @@
+"""A table of photos on disk: what importers make and shard writing reads."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One encoded photo: its id, class (None where it has none) and the bytes of the file."""
+
+    id: str
+    label: int | None
+    data: bytes
+
+
+@dataclass(frozen=True)
+class PhotoTable:
+    """Photos on disk, a row each.
+
+    Attributes:
+        ids: unique names.
+        locate: id -> file.
+        labels: int64 (n,), numbers in [0, len(classes)), or None for photos without labels (index and query photos).
+        classes: name of each class, in the order of the labels.
+    """
+
+    ids: list[str]
+    locate: Callable[[str], Path]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
+        """Read the photos of rows [start, stop) in order. OSError where a file cannot be read."""
+        for row in range(start, len(self) if stop is None else min(stop, len(self))):
+            yield self.photo(row)
+
+    def photo(self, row: int) -> Photo:
+        """Read one photo. OSError where its file cannot be read."""
+        label = None if self.labels is None else int(self.labels[row])
+        return Photo(self.ids[row], label, self.locate(self.ids[row]).read_bytes())
+
+    def take(self, rows: np.ndarray) -> "PhotoTable":
+        """The table of these rows, in this order, with the same classes."""
+        ids = [self.ids[row] for row in rows]
+        return PhotoTable(ids, self.locate, None if self.labels is None else self.labels[rows], self.classes)

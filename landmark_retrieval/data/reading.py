@@ -1,0 +1,91 @@
+"""Shards -> photos, in an order that depends on seed and epoch alone."""
+
+import json
+import random
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landmark_retrieval.data.manifest import Manifest, Shard
+from landmark_retrieval.data.photos import SUFFIXES, Photo
+from landmark_retrieval.errors import LandmarkRetrievalError
+
+
+@dataclass(frozen=True)
+class ShardedPhotos:
+    """The photos in a folder of shards, readable in the order they were written or mixed."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "ShardedPhotos":
+        """Open a folder of shards. LandmarkRetrievalError if its manifest or one of its shards is missing or damaged."""
+        manifest = Manifest.read(folder)
+        manifest.check_files(folder)
+        return cls(Path(folder), manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.photos
+
+    def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
+        """The photos [start, stop) in the order they were written; shards before `start` are not opened."""
+        stop = len(self) if stop is None else stop
+        first = 0
+        for shard in self.manifest.shards:
+            if first < stop and first + shard.photos > start:
+                yield from islice(self._read([shard]), max(0, start - first), stop - first)
+            first += shard.photos
+
+    def mixed(self, shards: list[Shard], seed: int, buffer: int) -> Iterator[Photo]:
+        """The photos of these shards, mixed by a shuffle buffer of `buffer` photos; the same seed gives the same order."""
+        from webdataset.filters import shuffle
+
+        return shuffle(buffer, initial=buffer, rng=random.Random(seed))(self._read(shards))
+
+    def _read(self, shards: list[Shard]) -> Iterator[Photo]:
+        from webdataset.tariterators import tarfile_to_samples
+
+        for shard in shards:
+            path = self.folder / shard.file
+            read = 0
+            try:
+                for sample in tarfile_to_samples()([{"url": str(path)}]):
+                    yield _photo(sample)
+                    read += 1
+            except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
+                if isinstance(error, LandmarkRetrievalError):
+                    raise
+                raise _damaged(path, f"{type(error).__name__}: {error}") from error
+            if read != shard.photos:
+                raise _damaged(path, f"{read} photos instead of {shard.photos}")
+
+
+def epoch_shards(shards: tuple[Shard, ...], seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[Shard]:
+    """The shards that one of `world` processes reads in an epoch: a share of a permutation drawn from (seed, epoch).
+
+    Raises:
+        LandmarkRetrievalError: fewer shards than processes.
+    """
+    if len(shards) < world:
+        raise LandmarkRetrievalError(
+            f"{len(shards)} shards cannot be split over {world} processes: write them again with a smaller --photos-per-shard, or "
+            "use fewer devices."
+        )
+    order = np.random.default_rng((seed, epoch)).permutation(len(shards))
+    return [shards[i] for i in order[rank::world]]
+
+
+def _photo(sample: dict[str, Any]) -> Photo:
+    about = json.loads(sample["json"])
+    data = next(sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample)
+    return Photo(about["id"], about.get("label"), data)
+
+
+def _damaged(path: Path, what: str) -> LandmarkRetrievalError:
+    return LandmarkRetrievalError(f"Shard {path} is damaged ({what}): write the shards again, or copy it once more.")
