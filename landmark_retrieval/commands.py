@@ -1,0 +1,28 @@
+"""What all commands share: how they end."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from landmark_retrieval.errors import LandmarkRetrievalError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def exit_on_error(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an error that a person can mend into one sentence on stderr and exit code 2; Ctrl-C into exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except LandmarkRetrievalError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command carries on where it stopped", file=sys.stderr)
+            sys.exit(130)
+
+    return run

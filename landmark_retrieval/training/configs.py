@@ -1,0 +1,74 @@
+"""Where the Hydra groups are, and how a config is composed with errors a person can act on."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from landmark_retrieval.errors import LandmarkRetrievalError
+
+
+def conf_folder() -> Path:
+    """The folder of the Hydra groups: inside the package once installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def compose(overrides: Sequence[str], config_name: str = "train") -> Any:
+    """Compose a config as `python -m landmark_retrieval.train OVERRIDES` does; an OmegaConf DictConfig.
+
+    Raises:
+        LandmarkRetrievalError: an unknown key, group or choice; the message has the nearest known names.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return hydra_compose(config_name, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise LandmarkRetrievalError(_sentence(error, overrides)) from error
+
+
+def choices(group: str) -> list[str]:
+    """The names in a config group."""
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+
+
+def _sentence(error: Exception, overrides: Sequence[str]) -> str:
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        near = difflib.get_close_matches(key, _known_keys(), 3)
+        advice = f"did you mean {' or '.join(near)}?" if near else "see `--cfg job` for all keys."
+        return f"There is no config key {key!r}: {advice}"
+    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        group, name = match.groups()
+        return f"There is no {group} {name!r}: choose one of {', '.join(choices(group)) or 'none'}."
+    if match := re.search(r"Could not override '?([^'\n]+)'?\.\s*No match", text):
+        return f"There is no config group {match.group(1)!r}: the groups are {', '.join(_groups())}."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"The config {' '.join(overrides)!r} does not compose: {' '.join(lines[:3])}"
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+
+
+def _known_keys() -> list[str]:
+    from omegaconf import DictConfig
+
+    def walk(config: Any, prefix: str) -> list[str]:
+        keys: list[str] = []
+        for key in config:
+            keys.append(f"{prefix}{key}")
+            if isinstance(config._get_node(key), DictConfig):
+                keys += walk(config._get_node(key), f"{prefix}{key}.")
+        return keys
+
+    return walk(compose([f"+stage={choices('stage')[0]}"]), "")

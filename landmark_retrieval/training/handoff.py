@@ -1,0 +1,115 @@
+"""What one stage hands to the next: model, head, and a page that says where they come from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.files import read_json, replacing, sha256_of, write_json
+from landmark_retrieval.zoo.saved_model import load_weights, save_model
+
+PAGE, HEAD = "handoff.json", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """The hand-over of a finished stage. It lies in the run folder: `handoff.json`, the saved model, `head.safetensors`.
+
+    Attributes:
+        folder: where it is.
+        stage: name of the stage that wrote it.
+        card: of the model, see `zoo.save_model`.
+        head_sha256: of the file with the head's weight.
+        classes: class names, in the order of the head's centers.
+        metrics: of the stage's last epoch.
+        config: of the stage, whole.
+    """
+
+    folder: Path
+    stage: str
+    card: dict[str, Any]
+    head_sha256: str
+    classes: list[str]
+    metrics: dict[str, float]
+    config: dict[str, Any]
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        stage: str,
+        model: torch.nn.Module,
+        head: torch.nn.Module,
+        card: dict[str, Any],
+        classes: list[str],
+        metrics: dict[str, float],
+        config: dict[str, Any],
+    ) -> "Handoff":
+        """Write model, head and page; the page comes last, so where it stands the rest is whole."""
+        (folder / PAGE).unlink(missing_ok=True)
+        card = save_model(folder, model, card)
+        with replacing(folder / HEAD) as temporary:
+            save_file({"weight": head.get_parameter("weight").detach().cpu().contiguous()}, temporary)
+        written = cls(folder, stage, card, sha256_of(folder / HEAD), classes, metrics, config)
+        page = {key: value for key, value in vars(written).items() if key != "folder"}
+        write_json(folder / PAGE, {"format": 1, **page})
+        return written
+
+    @classmethod
+    def read(cls, folder: Path, advice: str) -> "Handoff":
+        """Read the page of a hand-over. LandmarkRetrievalError, ending in `advice`, if there is none or it is damaged."""
+        page = read_json(folder / PAGE, "hand-over of a finished stage", advice)
+        try:
+            names = ("stage", "card", "head_sha256", "classes", "metrics", "config")
+            return cls(folder, **{name: page[name] for name in names})
+        except (KeyError, TypeError) as error:
+            raise LandmarkRetrievalError(f"The hand-over {folder / PAGE} is damaged ({error!r}): {advice}.") from None
+
+    def load_into(self, model: torch.nn.Module, head: torch.nn.Module, classes: list[str]) -> str:
+        """Load model and head, in place.
+
+        The head takes over the centers of the classes that both stages know, by name, and keeps its fresh ones for the rest.
+
+        Returns:
+            A sentence that says what was carried over.
+
+        Raises:
+            LandmarkRetrievalError: the weights are missing, damaged, or those of another model.
+        """
+        state, wanted = load_weights(self.folder, self.card), model.state_dict()
+        unlike = sorted(
+            key
+            for key in wanted.keys() | state.keys()
+            if key not in state or key not in wanted or state[key].shape != wanted[key].shape
+        )
+        if unlike:
+            raise LandmarkRetrievalError(
+                f"Stage {self.stage} in {self.folder} hands over another model ({len(unlike)} tensors differ, the first is {unlike[0]}): "
+                "choose the same `model` in both stages."
+            )
+        model.load_state_dict(state)
+        held = self._head_weight().view(len(self.classes), -1, self._width(head))
+        weight = head.get_parameter("weight").data.view(len(classes), -1, held.shape[2])
+        if held.shape[1] != weight.shape[1]:
+            return f"{self.stage}: the model; the head starts afresh ({held.shape[1]} centers a class there, {weight.shape[1]} here)"
+        rows = {name: row for row, name in enumerate(self.classes)}
+        common = [(new, rows[name]) for new, name in enumerate(classes) if name in rows]
+        if common:
+            new, old = map(list, zip(*common, strict=True))
+            weight[new] = held[old].to(weight)
+        return f"{self.stage}: the model, and the head's centers of {len(common)} of {len(classes)} classes"
+
+    def _head_weight(self) -> torch.Tensor:
+        path = self.folder / HEAD
+        if not path.exists() or sha256_of(path) != self.head_sha256:
+            raise LandmarkRetrievalError(
+                f"The head {path} is missing or not the one that {self.folder / PAGE} describes: run stage {self.stage} again."
+            )
+        return load_file(path)["weight"]
+
+    @staticmethod
+    def _width(head: torch.nn.Module) -> int:
+        return head.get_parameter("weight").shape[1]

@@ -1,0 +1,161 @@
+"""The LightningModule: a model, a head, how they are optimised, and how they are measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landmark_retrieval.data.batches import Batch
+from landmark_retrieval.data.datamodule import LandmarkDataModule
+from landmark_retrieval.data.transforms import normalize
+from landmark_retrieval.heads import SubCenterArcFace
+from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
+from landmark_retrieval.retrieval.search import exact_search
+from landmark_retrieval.training.freezing import freeze, frozen_modules
+from landmark_retrieval.training.schedule import cosine_with_warmup
+
+
+class LandmarkModule(pl.LightningModule):
+    """Train a model and a head on batches of a `LandmarkDataModule`; validate by retrieval (and recognition) at each epoch's end.
+
+    Args:
+        model: float images (B, 3, S, S) -> descriptors (B, D).
+        head: descriptors and labels -> loss; its `cosine` gives the recognition score of each class.
+        lr: peak learning rate, of Adam.
+        weight_decay: of Adam.
+        epochs: horizon of the cosine.
+        warmup_epochs: of linear rise.
+        backbone_lr_scale: factor on the learning rate of `model.backbone`.
+        freeze: name patterns of modules of the model that stand still, see `freezing.frozen_modules`.
+
+    Logged: `train/loss`, `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`, `val/precision_at_1`, and
+    `val/gap` where the data has a recognition solution; all in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: SubCenterArcFace,
+        lr: float,
+        weight_decay: float = 0.0,
+        epochs: float = 10,
+        warmup_epochs: float = 1,
+        backbone_lr_scale: float = 1.0,
+        freeze: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+        self.lr, self.weight_decay = lr, weight_decay
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.backbone_lr_scale = backbone_lr_scale
+        # a tuple of references, not submodules of this module: the model already holds them
+        self._frozen = tuple(frozen_modules(model, freeze))
+        self._described: list[dict[str, Tensor]] = []
+
+    @property
+    def data(self) -> LandmarkDataModule:
+        """The data module of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Descriptors (B, D), not normalised, of uint8 images (B, S, S, 3)."""
+        return self.model(normalize(images))
+
+    # --- optimisation ---
+
+    def configure_optimizers(self) -> Any:  # noqa: D102
+        freeze(self._frozen)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                scale = self.backbone_lr_scale if name.startswith("model.backbone.") else 1.0
+                groups.setdefault(scale, []).append(parameter)
+        optimizer = torch.optim.Adam(
+            [{"params": parameters, "lr": self.lr * scale} for scale, parameters in groups.items()],
+            weight_decay=self.weight_decay,
+        )
+        steps = max(1, self.trainer.estimated_stepping_batches / max(1, self.trainer.max_epochs or 1))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup((step + 1) / steps, self.epochs, self.warmup_epochs)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:  # noqa: D102
+        freeze(self._frozen)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102
+        loss = self.head(self(batch["images"]), batch["labels"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=False)
+        return loss
+
+    def on_train_epoch_end(self) -> None:  # noqa: D102
+        broken = float(self.data.broken_photos)
+        self.log("data/broken_photos", broken, reduce_fx="sum", sync_dist=True)
+        if broken:
+            self.print(f"{broken:.0f} broken photos were skipped in epoch {self.current_epoch}.")
+
+    # --- measurement ---
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self._described = []
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: D102
+        if not batch["ids"]:
+            return
+        descriptors = self(batch["images"]).float()
+        rows = {"positions": torch.tensor(batch["positions"]), "descriptors": F.normalize(descriptors).cpu()}
+        rows["split"] = torch.full_like(rows["positions"], dataloader_idx)
+        if dataloader_idx == 0 and self.data.recognition_solution is not None:
+            score, label = self.head.cosine(descriptors).max(1)
+            rows |= {"label": label.cpu(), "score": score.cpu()}
+        self._described.append(rows | {"ids": batch["ids"]})
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        described = self._gather(self._described)
+        self._described = []
+        if self.trainer.sanity_checking:
+            return
+        for name, value in self._measure(described).items():
+            self.log(name, value, prog_bar=True, rank_zero_only=False, sync_dist=False)
+
+    def _gather(self, rows: list[Any]) -> list[Any]:
+        """The rows of all processes."""
+        if self.trainer.world_size == 1:
+            return rows
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
+
+    def _measure(self, described: list[Any]) -> dict[str, float]:
+        solution = self.data.retrieval_solution
+        sides = [[rows for rows in described if int(rows["split"][0]) == side] for side in (0, 1)]
+        if solution is None or not all(sides):
+            return {}
+        (query_ids, queries), (index_ids, index) = (
+            ([i for rows in side for i in rows["ids"]], torch.cat([rows["descriptors"] for rows in side])) for side in sides
+        )
+        if not (torch.isfinite(queries).all() and torch.isfinite(index).all()):
+            return {"val/map_at_100": 0.0, "val/precision_at_1": 0.0}
+        nearest, _ = exact_search(queries, index, min(100, len(index)))
+        ranked = {q: [index_ids[i] for i in row] for q, row in zip(query_ids, nearest.tolist(), strict=True)}
+        counted = {q: ranked[q] for q in solution.relevant if q in ranked}
+        figures = {
+            "val/map_at_100": mean_average_precision(counted, solution.relevant),
+            "val/precision_at_1": mean_precisions(counted, solution.relevant, 1)[0],
+        }
+        recognition = self.data.recognition_solution
+        if recognition is not None:
+            classes = self.data.train.manifest.classes
+            labels = torch.cat([rows["label"] for rows in sides[0]]).tolist()
+            scores = torch.cat([rows["score"] for rows in sides[0]]).tolist()
+            predicted = {
+                q: (int(classes[label]), score)
+                for q, label, score in zip(query_ids, labels, scores, strict=True)
+                if q in recognition.relevant
+            }
+            figures["val/gap"] = global_average_precision(predicted, recognition.relevant)
+        return figures

@@ -1,0 +1,185 @@
+"""Run one stage from its composed config: data, model, head, training, hand-over."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from landmark_retrieval.data.datamodule import LandmarkDataModule
+from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.files import read_json, write_json
+from landmark_retrieval.heads import dynamic_margins
+from landmark_retrieval.training.handoff import PAGE, Handoff
+from landmark_retrieval.training.module import LandmarkModule
+
+# what may differ between two calls for the second to carry on with what the first began
+_FREE_KEYS = ("trainer", "logger", "run_dir", "resume")
+
+
+def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Handoff:
+    """Train one stage and write its hand-over into the run folder.
+
+    A stage that is finished with the same config is not run again; one that was interrupted carries on after its last
+    whole epoch; one whose config has changed starts again.
+
+    Args:
+        config: as composed from `conf/train.yaml` with a stage, as plain Python types.
+        say: receives a sentence about each step.
+
+    Raises:
+        LandmarkRetrievalError: no stage chosen, an earlier stage's hand-over is missing, or whatever model, head or data object to.
+    """
+    stage = config["stage"]
+    if not stage:
+        from landmark_retrieval.training.configs import choices
+
+        raise LandmarkRetrievalError(f"No stage was chosen: add +stage=NAME, one of {', '.join(choices('stage'))}.")
+    folder = Path(config["run_dir"])
+    if finished := finished_handoff(config):
+        say(f"Stage {stage['name']} is finished, see {folder / PAGE}; nothing to do.")
+        return finished
+
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    data = LandmarkDataModule(**config["data"], seed=config["seed"])
+    parent = _parent(config)
+    counts = data.train.manifest.class_counts
+    model = build(config["model"], pretrained=config["model"]["pretrained"] and parent is None)
+    head = build(config["head"], embedding_dim=model.embedding_dim, num_classes=len(counts), margins=_margins(config, counts))
+    classes = list(data.train.manifest.classes)
+    if parent:
+        say(f"Carried over from {parent.load_into(model, head, classes)}.")
+    say(
+        f"Stage {stage['name']}: {len(data.train):,} photos of {len(classes):,} landmarks from {data.train.folder} at "
+        f"{data.image_size} px, {sum(p.numel() for p in model.parameters()):,} parameters."
+    )
+    module = LandmarkModule(
+        model,
+        head,
+        **config["optimizer"],
+        epochs=stage["epochs"],
+        warmup_epochs=stage["warmup_epochs"],
+        freeze=stage["freeze"],
+    )
+    trainer = _trainer(config, folder, bool(data.retrieval_solution))
+    trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(config, folder, say), weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        card = _card(config, data)
+        Handoff.write(folder, stage["name"], model, head, card, classes, metrics, comparable(config))
+    trainer.strategy.barrier()
+    return Handoff.read(folder, "run the stage again")
+
+
+def finished_handoff(config: dict[str, Any]) -> Handoff | None:
+    """The hand-over of a stage if it stands in its run folder and was made with this config and parent."""
+    folder = Path(config["run_dir"])
+    if not (config["resume"] and (folder / PAGE).exists()):
+        return None
+    handoff = Handoff.read(folder, "delete it and run the stage again")
+    return handoff if handoff.config == comparable(config) else None
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config decides the result, with the fingerprint of the weights it starts from."""
+    kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
+    parent = _parent_folder(config)
+    weights = None
+    if parent and (parent / PAGE).exists():
+        weights = Handoff.read(parent, "run that stage again").card["weights_sha256"]
+    return {**kept, "parent_weights_sha256": weights}
+
+
+def build(config: dict[str, Any], **more: Any) -> Any:
+    """Make the object that `_target_` names. LandmarkRetrievalError with its reason if it refuses the arguments."""
+    arguments = {key: value for key, value in config.items() if key != "_target_"} | more
+    module, _, name = config["_target_"].rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**arguments)
+    except (ImportError, AttributeError) as error:
+        raise LandmarkRetrievalError(f"There is no {config['_target_']} ({error}): mend `_target_` in the config.") from error
+    except (TypeError, ValueError, OSError) as error:
+        raise LandmarkRetrievalError(f"{name}: {error}") from error
+
+
+def _margins(config: dict[str, Any], counts: tuple[int, ...]) -> Any:
+    margins = config["head"]["margins"]
+    return dynamic_margins(counts) if margins == "dynamic" else margins
+
+
+def _parent_folder(config: dict[str, Any]) -> Path | None:
+    stage = config["stage"]
+    if stage["weights"]:
+        return Path(stage["weights"])
+    return Path(config["run_dir"]).parent / stage["after"] if stage["after"] else None
+
+
+def _parent(config: dict[str, Any]) -> Handoff | None:
+    folder, stage = _parent_folder(config), config["stage"]
+    if folder is None:
+        return None
+    advice = (
+        f"run that stage first (+stage={stage['after']}), name its folder with stage.weights=FOLDER, or start from ImageNet with "
+        "stage.after=null"
+    )
+    return Handoff.read(folder, advice)
+
+
+def _checkpoint(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str | None:
+    """Where to carry on, if the run folder holds an unfinished run of this config."""
+    record, last = folder / "config.json", folder / "checkpoints" / "last.ckpt"
+    wanted = comparable(config)
+    if config["resume"] and last.exists() and record.exists():
+        if read_json(record, "record of the run", f"delete {folder}") == wanted:
+            say(f"Carrying on from {last}.")
+            return str(last)
+        say("The config has changed since the last run in this folder: starting again.")
+    for old in (folder / "checkpoints").glob("*.ckpt"):
+        old.unlink()
+    write_json(record, wanted)
+    return None
+
+
+def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Trainer:
+    settings = dict(config["trainer"])
+    if settings["precision"] is None:
+        cuda = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
+        settings["precision"] = "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="best",
+        monitor="val/map_at_100" if validated else None,
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    stage = config["stage"]
+    return pl.Trainer(
+        **settings,
+        max_epochs=stage["stop"] or stage["epochs"],
+        logger=[build(logger) for logger in config["logger"].values()],
+        callbacks=[checkpoints],
+        default_root_dir=folder,
+        reload_dataloaders_every_n_epochs=1,
+    )
+
+
+def _card(config: dict[str, Any], data: LandmarkDataModule) -> dict[str, Any]:
+    arguments = {key: value for key, value in config["model"].items() if key not in ("_target_", "pretrained")}
+    return {
+        "architecture": config["model"]["_target_"].rpartition(".")[2],
+        "arguments": arguments,
+        "image_size": data.validation_image_size,
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "trained_on": data.train.folder.name,
+        "photos": len(data.train),
+        "classes": len(data.train.manifest.classes),
+        "stage": config["stage"]["name"],
+    }
