@@ -5,7 +5,7 @@ the batches do not depend on the number of workers. Each photo comes once.
 """
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any, Protocol
 
@@ -29,6 +29,15 @@ class PhotoSource(Protocol):
 
     def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
         """Photos [start, stop), in an order that never changes."""
+        ...
+
+    def find(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The encoded photos of these ids, as far as they are here."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Says which photos these are and in which order."""
         ...
 
 

@@ -1,6 +1,8 @@
 """A table of photos on disk: what importers make and shard writing reads."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+import hashlib
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,21 @@ class PhotoTable:
         """Read one photo. OSError where its file cannot be read."""
         label = None if self.labels is None else int(self.labels[row])
         return Photo(self.ids[row], label, self.locate(self.ids[row]).read_bytes())
+
+    def find(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The encoded photos of these ids, as far as they are here and their files can be read."""
+        known = set(self.ids)
+        found: dict[str, bytes] = {}
+        for photo in ids:
+            if photo in known:
+                with contextlib.suppress(OSError):
+                    found[photo] = self.locate(photo).read_bytes()
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Says which photos these are and in which order: a sha256 over the ids."""
+        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
 
     def take(self, rows: np.ndarray) -> "PhotoTable":
         """The table of these rows, in this order, with the same classes."""

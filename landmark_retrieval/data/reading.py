@@ -3,7 +3,7 @@
 import json
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,6 +41,15 @@ class ShardedPhotos:
             if first < stop and first + shard.photos > start:
                 yield from islice(self._read([shard]), max(0, start - first), stop - first)
             first += shard.photos
+
+    def find(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The encoded photos of these ids, as far as they are here; goes through the shards once."""
+        return {photo.id: photo.data for photo in self.photos() if photo.id in ids}
+
+    @property
+    def fingerprint(self) -> str:
+        """Says which photos these are and in which order."""
+        return self.manifest.plan
 
     def mixed(self, shards: list[Shard], seed: int, buffer: int) -> Iterator[Photo]:
         """The photos of these shards, mixed by a shuffle buffer of `buffer` photos; the same seed gives the same order."""
