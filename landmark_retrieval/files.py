@@ -16,7 +16,8 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends without an error.
 
-    Whoever looks at `path` sees the old file or the new one, never half of one. On an error the temporary file is removed.
+    Whoever looks at `path` sees the old file or the new one, never half of one. On an error the temporary file is
+    removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

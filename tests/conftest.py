@@ -1,4 +1,5 @@
-"""What several test files need: golden values, the fill rule that rebuilds the weights behind them, real photos if present."""
+"""What several test files need: golden values, the fill rule that rebuilds the weights behind them, real photos if
+present."""
 
 import importlib.util
 import json

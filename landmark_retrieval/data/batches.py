@@ -1,7 +1,7 @@
 """Photos -> batches of uint8 images, for training and for description, in DataLoader workers.
 
-Every worker of a process goes through the same photos in the same order and decodes only the batches that are its own, so
-the batches do not depend on the number of workers. Each photo comes once.
+Every worker of a process goes through the same photos in the same order and decodes only the batches that are its
+own, so the batches do not depend on the number of workers. Each photo comes once.
 """
 
 import multiprocessing
@@ -45,8 +45,8 @@ class TrainingBatches(IterableDataset[Batch]):
     """One epoch of augmented training batches of one process.
 
     Batches are dicts: `images` uint8 (B, side, side, 3), `labels` int64 (B,). The photos left over at the end of the
-    epoch, fewer than B, are dropped, and all processes yield the same number of batches. A broken photo is counted in `broken`,
-    and another photo of its batch takes its place, so that the batch keeps its size.
+    epoch, fewer than B, are dropped, and all processes yield the same number of batches. A broken photo is counted in
+    `broken`, and another photo of its batch takes its place, so that the batch keeps its size.
 
     Args:
         source: labelled photos.
@@ -81,7 +81,8 @@ class TrainingBatches(IterableDataset[Batch]):
         self.batches = min(sum(shard.photos for shard in share) for share in shares) // batch_size
         if not self.batches:
             raise LandmarkRetrievalError(
-                f"{source.folder} holds {len(source)} photos, which is not one batch of {batch_size} for each of {world} processes: set a "
+                f"{source.folder} holds {len(source)} photos, which is not one batch of {batch_size} for each of "
+                f"{world} processes: set a "
                 "smaller data.batch_size."
             )
         self.source, self.side, self.batch_size = source, side, batch_size
@@ -106,7 +107,8 @@ class TrainingBatches(IterableDataset[Batch]):
                         self.broken.value += 1
             if not good:
                 raise LandmarkRetrievalError(
-                    f"None of {len(chunk)} photos in a row from {self.source.folder} can be decoded: write the shards again."
+                    f"None of {len(chunk)} photos in a row from {self.source.folder} can be decoded: write the shards "
+                    f"again."
                 )
             filled = [good[i % len(good)] for i in range(self.batch_size)]
             yield {
@@ -118,7 +120,8 @@ class TrainingBatches(IterableDataset[Batch]):
 class PhotoBatches(IterableDataset[Batch]):
     """Every photo of a source once, resized to a square, for description.
 
-    Batches are dicts: `images` uint8 (b, side, side, 3), `ids` list of b, `positions` list of b (numbers of the photos in the
+    Batches are dicts: `images` uint8 (b, side, side, 3), `ids` list of b, `positions` list of b (numbers of the
+        photos in the
     source), `broken` list of (id, reason). b is at most the batch size, and less where photos are broken.
 
     Args:

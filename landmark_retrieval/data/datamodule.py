@@ -16,9 +16,11 @@ from landmark_retrieval.data.solutions import Solution, read_recognition_solutio
 class LandmarkDataModule(pl.LightningDataModule):
     """Landmark photos in shards, as `landmark-retrieval shard` writes them.
 
-    Training batches are dicts of `images` uint8 (B, S, S, 3) and `labels` int64 (B,); see `batches.TrainingBatches`. Where the data
-    has `index` and `test` shards and a retrieval solution, there are two validation loaders, query photos and index photos; see
-    `batches.PhotoBatches`. The trainer has to reload the training loader each epoch (`reload_dataloaders_every_n_epochs=1`).
+    Training batches are dicts of `images` uint8 (B, S, S, 3) and `labels` int64 (B,); see `batches.TrainingBatches`.
+    Where the data
+    has `index` and `test` shards and a retrieval solution, there are two validation loaders, query photos and index
+    photos; see `batches.PhotoBatches`. The trainer has to reload the training loader each epoch
+    (`reload_dataloaders_every_n_epochs=1`).
 
     Args:
         root: folder with `train_c` or the like, or `train`, and perhaps `index` and `test`.
@@ -104,10 +106,12 @@ class LandmarkDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:  # noqa: D102
         # ids stay lists of strings; only tensors travel
-        return {key: value.to(device, non_blocking=True) if hasattr(value, "to") else value for key, value in batch.items()}
+        return {
+            key: value.to(device, non_blocking=True) if hasattr(value, "to") else value for key, value in batch.items()
+        }
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _pin_memory(self) -> bool:
-        return bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

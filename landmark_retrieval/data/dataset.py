@@ -27,7 +27,8 @@ def shard_gldv2(
     skip_bad: bool = False,
     workers: int | None = None,
 ) -> dict[str, Manifest]:
-    """Shard a folder in the layout of GLDv2: its training sets and, where it has them, index and test with their solutions.
+    """Shard a folder in the layout of GLDv2: its training sets and, where it has them, index and test with their
+    solutions.
 
     Returns:
         The manifest of each folder of shards below `out`, by its name ("train_c", "index", ...).
@@ -39,8 +40,11 @@ def shard_gldv2(
     tables = {f"train_{which}": read_train(root, which) for which in sets}
     for split in ("index", "test"):
         if (root / f"{split}.csv").exists():
-            tables[split] = read_photos(root, split)  # type: ignore[arg-type]
-    for name, read in ((RETRIEVAL_SOLUTION, read_retrieval_solution), (RECOGNITION_SOLUTION, read_recognition_solution)):
+            tables[split] = read_photos(root, split)
+    for name, read in (
+        (RETRIEVAL_SOLUTION, read_retrieval_solution),
+        (RECOGNITION_SOLUTION, read_recognition_solution),
+    ):
         if (root / name).exists():
             read(root / name)  # an error in it is better told now than after the sharding
             with replacing(out / name) as temporary:
@@ -77,7 +81,8 @@ def shard_folder(
             # ids are paths and may hold spaces, which separate ids in this file
             if any(" " in photo for photo in tables["index"].ids):
                 raise LandmarkRetrievalError(
-                    f"Some photos below {root} have a space in their path, which the solution file cannot hold: rename them."
+                    f"Some photos below {root} have a space in their path, which the solution file cannot hold: rename "
+                    f"them."
                 )
             file.write("id,images,Usage\r\n")
             file.writelines(f"{query},{' '.join(images)},Private\r\n" for query, images in relevant.items())
@@ -88,7 +93,8 @@ def shard_folder(
 
 
 def train_folder(root: str | Path, which: str) -> Path:
-    """Where the shards of training set `which` are: `<root>/train_<which>`, or `<root>/train` for data without such sets.
+    """Where the shards of training set `which` are: `<root>/train_<which>`, or `<root>/train` for data without such
+    sets.
 
     Raises:
         LandmarkRetrievalError: there is neither; the message lists what there is.
@@ -96,13 +102,15 @@ def train_folder(root: str | Path, which: str) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise LandmarkRetrievalError(
-            f"There is no data at {root}: write shards there with `landmark-retrieval shard`, or set data.root to their folder."
+            f"There is no data at {root}: write shards there with `landmark-retrieval shard`, or set data.root to "
+            f"their folder."
         )
     for folder in (root / f"train_{which}", root / "train"):
         if folder.is_dir():
             return folder
     held = sorted(path.name.removeprefix("train_") for path in root.glob("train*") if path.is_dir())
     raise LandmarkRetrievalError(
-        f"{root} holds no training set {which!r} (it has: {', '.join(held) or 'none'}): write it with `landmark-retrieval shard`, "
+        f"{root} holds no training set {which!r} (it has: {', '.join(held) or 'none'}): write it with "
+        f"`landmark-retrieval shard`, "
         "or set data.train_set."
     )

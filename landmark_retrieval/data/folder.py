@@ -18,7 +18,9 @@ def read_folder(root: str | Path) -> PhotoTable:
     root = existing_folder(root)
     landmarks = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not landmarks:
-        raise LandmarkRetrievalError(f"{root} holds no folders: put the photos of each landmark into a folder of its name.")
+        raise LandmarkRetrievalError(
+            f"{root} holds no folders: put the photos of each landmark into a folder of its name."
+        )
     ids: list[str] = []
     labels: list[int] = []
     for label, landmark in enumerate(landmarks):
@@ -52,7 +54,9 @@ def read_unlabelled(root: str | Path) -> PhotoTable:
     return PhotoTable([path.relative_to(root).as_posix() for path in photos], root.joinpath)
 
 
-def hold_out(table: PhotoTable, fraction: float, seed: int = 0) -> tuple[PhotoTable, PhotoTable, PhotoTable, dict[str, list[str]]]:
+def hold_out(
+    table: PhotoTable, fraction: float, seed: int = 0
+) -> tuple[PhotoTable, PhotoTable, PhotoTable, dict[str, list[str]]]:
     """Set whole landmarks aside, so that retrieval is measured on landmarks never trained on.
 
     Args:
@@ -61,7 +65,8 @@ def hold_out(table: PhotoTable, fraction: float, seed: int = 0) -> tuple[PhotoTa
         seed: which ones.
 
     Returns:
-        train: the table without them, classes renumbered; query: a quarter of the photos of each landmark taken (at least one);
+        train: the table without them, classes renumbered; query: a quarter of the photos of each landmark taken (at
+            least one);
         index: the rest of them; relevant: for each query id the index ids of its landmark.
 
     Raises:
@@ -73,7 +78,8 @@ def hold_out(table: PhotoTable, fraction: float, seed: int = 0) -> tuple[PhotoTa
     taken = max(1, round(fraction * len(candidates)))
     if not 0 < fraction < 1 or len(candidates) == 0 or taken >= len(table.classes):
         raise LandmarkRetrievalError(
-            f"Holding out {fraction:g} of {len(table.classes)} landmarks is not possible: it takes a fraction between 0 and 1, a "
+            f"Holding out {fraction:g} of {len(table.classes)} landmarks is not possible: it takes a fraction between "
+            f"0 and 1, a "
             "landmark with two photos or more, and another one to train on."
         )
     rng = np.random.default_rng(seed)

@@ -18,9 +18,10 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
     """The training photos of GLDv2 with their classes.
 
     Args:
-        root: folder with train.csv (id, url, landmark_id), train_clean.csv (landmark_id, images) and train/a/b/c/<id>.jpg.
-        which: "c", the cleaned set of train_clean.csv; "x", all photos of train.csv whose landmark is in the cleaned set;
-            "full", all of train.csv. c and x have the same classes.
+        root: folder with train.csv (id, url, landmark_id), train_clean.csv (landmark_id, images) and
+            train/a/b/c/<id>.jpg.
+        which: "c", the cleaned set of train_clean.csv; "x", all photos of train.csv whose landmark is in the cleaned
+            set; "full", all of train.csv. c and x have the same classes.
 
     Returns:
         The table; class numbers are the ranks of the sorted landmark ids, class names the landmark ids.
@@ -32,7 +33,9 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
     """
     root = existing_folder(root)
     if which not in TRAIN_SETS:
-        raise LandmarkRetrievalError(f"There is no training set {which!r} in GLDv2: choose one of {', '.join(TRAIN_SETS)}.")
+        raise LandmarkRetrievalError(
+            f"There is no training set {which!r} in GLDv2: choose one of {', '.join(TRAIN_SETS)}."
+        )
     ids: list[str] = []
     landmarks: list[int] = []
     if which == "c":
@@ -83,12 +86,14 @@ def existing_folder(path: str | Path) -> Path:
     """`path` as a Path. LandmarkRetrievalError if it is not a folder."""
     path = Path(path)
     if not path.is_dir():
-        raise LandmarkRetrievalError(f"There is no folder {path}: give the folder that holds the photos and their CSV files.")
+        raise LandmarkRetrievalError(
+            f"There is no folder {path}: give the folder that holds the photos and their CSV files."
+        )
     return path
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line number and the named columns of each row. Tolerates a byte order mark, any column order and further columns."""
+    """Line number and the named columns of each row; any column order, further columns, and a byte order mark are fine."""
     try:
         file = path.open(newline="", encoding="utf-8-sig")
     except FileNotFoundError:
@@ -101,14 +106,17 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]
         missing = [column for column in columns if column not in header]
         if missing:
             raise LandmarkRetrievalError(
-                f"{path} has no column {', '.join(missing)} (it has: {', '.join(header) or 'none'}): mend its first line."
+                f"{path} has no column {', '.join(missing)} (it has: {', '.join(header) or 'none'}): mend its first "
+                f"line."
             )
         positions = [header.index(column) for column in columns]
         for row in reader:
             if not row:
                 continue
             if len(row) <= max(positions):
-                raise LandmarkRetrievalError(f"{path}, line {reader.line_num}, has {len(row)} cells: mend or remove it.")
+                raise LandmarkRetrievalError(
+                    f"{path}, line {reader.line_num}, has {len(row)} cells: mend or remove it."
+                )
             yield reader.line_num, [row[position] for position in positions]
 
 
@@ -116,7 +124,9 @@ def _landmark_id(text: str, path: Path, line: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise LandmarkRetrievalError(f"{path}, line {line}: landmark_id {text!r} is not a number: mend the line.") from None
+        raise LandmarkRetrievalError(
+            f"{path}, line {line}: landmark_id {text!r} is not a number: mend the line."
+        ) from None
 
 
 def _refuse_duplicates(ids: list[str], path: Path) -> None:

@@ -86,6 +86,7 @@ class Manifest:
                 wrong.append(f"{path} has other contents than the manifest says")
         if wrong:
             raise LandmarkRetrievalError(
-                f"Shard {wrong[0]} ({len(wrong)} of {len(self.shards)} shards are damaged): delete {folder} and write the "
+                f"Shard {wrong[0]} ({len(wrong)} of {len(self.shards)} shards are damaged): delete {folder} and write "
+                f"the "
                 "shards again, or copy the damaged ones once more."
             )

@@ -25,7 +25,7 @@ class ShardedPhotos:
 
     @classmethod
     def open(cls, folder: str | Path) -> "ShardedPhotos":
-        """Open a folder of shards. LandmarkRetrievalError if its manifest or one of its shards is missing or damaged."""
+        """Open a folder of shards. LandmarkRetrievalError if its manifest or a shard is missing or damaged."""
         manifest = Manifest.read(folder)
         manifest.check_files(folder)
         return cls(Path(folder), manifest)
@@ -52,7 +52,7 @@ class ShardedPhotos:
         return self.manifest.plan
 
     def mixed(self, shards: list[Shard], seed: int, buffer: int) -> Iterator[Photo]:
-        """The photos of these shards, mixed by a shuffle buffer of `buffer` photos; the same seed gives the same order."""
+        """The photos of these shards, mixed by a buffer of `buffer` photos; the same seed gives the same order."""
         from webdataset.filters import shuffle
 
         return shuffle(buffer, initial=buffer, rng=random.Random(seed))(self._read(shards))
@@ -83,7 +83,8 @@ def epoch_shards(shards: tuple[Shard, ...], seed: int, epoch: int, rank: int = 0
     """
     if len(shards) < world:
         raise LandmarkRetrievalError(
-            f"{len(shards)} shards cannot be split over {world} processes: write them again with a smaller --photos-per-shard, or "
+            f"{len(shards)} shards cannot be split over {world} processes: write them again with a smaller "
+            f"--photos-per-shard, or "
             "use fewer devices."
         )
     order = np.random.default_rng((seed, epoch)).permutation(len(shards))

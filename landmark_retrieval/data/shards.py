@@ -4,12 +4,9 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from landmark_retrieval.data.manifest import Manifest, Shard
 from landmark_retrieval.data.photos import Photo, PhotoTable
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import open_replacing, read_json, sha256_of, write_json
+from landmark_retrieval.processes import in_processes
 
 REFUSED = "refused.csv"
 _PROGRESS = ".progress"
@@ -40,7 +38,8 @@ def write_shards(
 ) -> Manifest:
     """Write the photos of a table into tar shards, byte for byte, each one verified.
 
-    A sample is two members of a tar, `<number>.<suffix of the photo>` and `<number>.json` with its id and label, so that any
+    A sample is two members of a tar, `<number>.<suffix of the photo>` and `<number>.json` with its id and label, so
+    that any
     id is allowed. Interrupted, the same call goes on after the last whole shard; finished, it does nothing. The same
     table and seed give the same bytes, whatever the number of workers.
 
@@ -50,7 +49,8 @@ def write_shards(
         photos_per_shard: 1000 photos of 800 px are some 250 MB.
         shuffle: mix the photos of all landmarks (training); False keeps the order of the table.
         seed: of the mixing.
-        skip_bad: leave out photos that are missing or broken; they are counted in the manifest and listed in refused.csv.
+        skip_bad: leave out photos that are missing or broken; they are counted in the manifest and listed in
+            refused.csv.
         workers: processes; as many as cores by default.
         title: shown beside the progress bar.
 
@@ -73,25 +73,11 @@ def write_shards(
     parts = [table.take(rows) for rows in np.split(order, range(photos_per_shard, len(order), photos_per_shard))]
     work = partial(_write_shard, out, plan)
     reports: list[_Report] = []
-    workers = min(workers or os.cpu_count() or 1, len(parts))
     with tqdm(total=len(table), desc=title, unit="photo") as bar:
-        for report in _in_processes(work, list(enumerate(parts)), workers):
+        for report in in_processes(work, list(enumerate(parts)), workers or os.cpu_count() or 1):
             reports.append(report)
             bar.update(len(parts[report.number]))
     return _finish(table, out, plan, sorted(reports, key=lambda report: report.number), skip_bad)
-
-
-def _in_processes(work: Callable[[Any], "_Report"], jobs: list[Any], workers: int) -> Iterator["_Report"]:
-    if workers == 1:
-        yield from map(work, jobs)
-        return
-    # spawned, not forked: the caller may hold threads (a progress bar, a training run)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(work, job) for job in jobs]):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -139,13 +125,18 @@ def _write_shard(out: Path, plan: str, job: tuple[int, PhotoTable]) -> _Report:
     record = out / _PROGRESS / f"{name}.json"
     if record.exists():
         held = read_json(record, "record of a shard", f"delete {out} and start again")
-        whole = held["plan"] == plan and (out / name).is_file() and (out / name).stat().st_size == held["shard"]["bytes"]
+        whole = (
+            held["plan"] == plan and (out / name).is_file() and (out / name).stat().st_size == held["shard"]["bytes"]
+        )
         # a shard with refused photos is tried again: they may have been mended
         if whole and not held["refused"]:
             return _Report(number, Shard(**held["shard"]), held["labels"], [])
     labels: list[int] = []
     refused: list[tuple[str, str]] = []
-    with open_replacing(out / name, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        open_replacing(out / name, "wb") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for row in range(len(table)):
             try:
                 photo = table.photo(row)
@@ -186,14 +177,16 @@ def _finish(table: PhotoTable, out: Path, plan: str, reports: list[_Report], ski
             csv.writer(file).writerows([("id", "reason"), *refused])
         if not skip_bad:
             raise LandmarkRetrievalError(
-                f"{len(refused)} of {len(table)} photos cannot be used, the first is {refused[0][1]} (all are in {out / REFUSED}): "
+                f"{len(refused)} of {len(table)} photos cannot be used, the first is {refused[0][1]} (all are in "
+                f"{out / REFUSED}): "
                 "mend or remove them, or leave them out with --skip-bad."
             )
     counts = np.bincount([label for report in reports for label in report.labels], minlength=len(table.classes))
     gone = [table.classes[label] for label in np.flatnonzero(counts == 0)] if table.classes else []
     if gone:
         raise LandmarkRetrievalError(
-            f"No photo of landmark {gone[0]} can be used ({len(gone)} landmarks are left without any): see {out / REFUSED}, add "
+            f"No photo of landmark {gone[0]} can be used ({len(gone)} landmarks are left without any): see "
+            f"{out / REFUSED}, add "
             "photos, or remove the landmark."
         )
     shards = tuple(report.shard for report in reports if report.shard.photos)

@@ -15,14 +15,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TrainingTransform:
     """The augmentation of Henkel 2021: uint8 RGB (H, W, 3) of any size -> uint8 (side, side, 3).
 
-    Horizontal flip, JPEG compression, shift, scale and rotation with a black border, resize to a square, one cutout hole.
-    Normalisation comes later, on the device (`normalize`). Source: Henkel 2021 (arXiv 2110.03786), section 2.3, and its code.
+    Horizontal flip, JPEG compression, shift, scale and rotation with a black border, resize to a square, one cutout
+    hole.
+    Normalisation comes later, on the device (`normalize`). Source: Henkel 2021 (arXiv 2110.03786), section 2.3, and
+    its code.
     """
 
     def __init__(self, side: int) -> None:
         # it asks the network for its newest version otherwise
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        import albumentations as A  # noqa: N812
+        import albumentations as A
         import cv2
 
         self._compose = A.Compose(
@@ -54,10 +56,13 @@ class TrainingTransform:
 
 
 def normalize(
-    images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, dtype: Any = torch.float32
+    images: Tensor,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: Any = torch.float32,
 ) -> Tensor:
-    """uint8 (B, H, W, 3) -> `(images / 255 - mean) / std` as float (B, 3, H, W), channels_last in memory, on the same device."""
-    # NHWC seen as NCHW is channels_last: no copy
+    """uint8 (B, H, W, 3) -> `(images / 255 - mean) / std` as float (B, 3, H, W), channels_last in memory, on the same
+    device."""  # NHWC seen as NCHW is channels_last: no copy
     pixels = images.permute(0, 3, 1, 2).to(dtype)
     shift = torch.tensor(mean, dtype=dtype, device=images.device).view(1, 3, 1, 1) * 255
     scale = 1 / (torch.tensor(std, dtype=dtype, device=images.device).view(1, 3, 1, 1) * 255)

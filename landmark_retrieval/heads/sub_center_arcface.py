@@ -42,7 +42,8 @@ class SubCenterArcFace(nn.Module):
     Embeddings (B, embedding_dim), not necessarily normalised, and labels int64 (B,) -> mean cross-entropy, a scalar.
     Computed in float32 (float64 for float64 weights), also under autocast.
 
-    Sources: Deng et al. 2020, "Sub-center ArcFace", section 3.2; Henkel 2021, section 2.3; Ha et al. 2020 (dynamic margins).
+    Sources: Deng et al. 2020, "Sub-center ArcFace", section 3.2; Henkel 2021, section 2.3; Ha et al. 2020 (dynamic
+        margins).
 
     Args:
         embedding_dim: length of the embeddings.
@@ -52,11 +53,12 @@ class SubCenterArcFace(nn.Module):
         margins: radians in [0, pi): one for all classes, or one per class (see `dynamic_margins`).
 
     Attributes:
-        weight: (num_classes * sub_centers, embedding_dim); the centers of class c are rows c * sub_centers and following.
+        weight: (num_classes * sub_centers, embedding_dim); the centers of class c are rows c * sub_centers and
+            following.
 
     Raises:
-        ValueError: margins of another length or outside [0, pi); embeddings or labels of another shape; on the CPU, where
-            looking costs nothing, also labels outside [0, C).
+        ValueError: margins of another length or outside [0, pi); embeddings or labels of another shape; on the CPU,
+            where looking costs nothing, also labels outside [0, C).
     """
 
     def __init__(

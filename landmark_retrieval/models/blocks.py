@@ -21,7 +21,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 class GeM(nn.Module):
     """Generalized-mean pooling, `mean(max(x, eps)^p)^(1/p)` over the positions, with a learnable p.
 
-    (B, C, h, w) -> (B, C). Source: Radenovic et al. 2018, "Fine-tuning CNN image retrieval with no human annotation", section 3.2.
+    (B, C, h, w) -> (B, C). Source: Radenovic et al. 2018, "Fine-tuning CNN image retrieval with no human annotation",
+    section 3.2.
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
@@ -58,7 +59,8 @@ class SpatialAttention(nn.Module):
     """L2-normalised features and how much each position counts.
 
     (B, C, h, w) -> features (B, C, h, w) with unit length at each position, weights (B, 1, h, w) >= 0.
-    Source: DOLG (Yang et al. 2021), section 3.2: the features are normalised before the ReLU, the weights see them after it.
+    Source: DOLG (Yang et al. 2021), section 3.2: the features are normalised before the ReLU, the weights see them
+        after it.
     """
 
     def __init__(self, channels: int) -> None:
@@ -76,13 +78,15 @@ class SpatialAttention(nn.Module):
 class OrthogonalFusion(nn.Module):
     """Join a global descriptor with the part of the local features that is orthogonal to it.
 
-    Local features averaged over the positions (B, C) and global descriptor (B, C) -> (B, 2C), [orthogonal part, global].
-    The projection is linear, so projecting the average equals averaging the projections and the (B, 2C, h, w) map of the
-    papers is never built. Source: DOLG (Yang et al. 2021), section 3.3.
+    Local features averaged over the positions (B, C) and global descriptor (B, C) -> (B, 2C), [orthogonal part,
+    global].
+    The projection is linear, so projecting the average equals averaging the projections and the (B, 2C, h, w) map of
+    the papers is never built. Source: DOLG (Yang et al. 2021), section 3.3.
 
     Args:
         mode: "orthogonal" subtracts (l.g / |g|^2) g, as both papers say. "released2021" divides by |g| alone, as the
-            released code of Henkel 2021 does; its result is not orthogonal, it is here for checkpoints trained that way.
+            released code of Henkel 2021 does; its result is not orthogonal, it is here for checkpoints trained that
+            way.
     """
 
     def __init__(self, mode: Fusion = "orthogonal") -> None:
@@ -112,5 +116,6 @@ def check_images(images: Tensor) -> None:
     """Refuse what is not a batch of normalised RGB images: ValueError unless float (B, 3, H, W)."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"Expected normalised float images of shape (B, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}."
+            f"Expected normalised float images of shape (B, 3, H, W), got {images.dtype} of shape "
+            f"{tuple(images.shape)}."
         )

@@ -29,7 +29,8 @@ class DOLGNet(nn.Module):
     Args:
         backbone: a timm architecture that offers `features_only`; its last two feature maps are used.
         embedding_dim: length of the descriptor.
-        dilations: of the three 3x3 convolutions of the local branch; Henkel used (6, 12, 18) for B5 and (3, 6, 9) for B6, B7.
+        dilations: of the three 3x3 convolutions of the local branch; Henkel used (6, 12, 18) for B5 and (3, 6, 9) for
+            B6, B7.
         stem_stride: 2, or 1 for feature maps of twice the side.
         pretrained: start from ImageNet weights.
         fusion: "orthogonal", or "released2021" for weights trained with the released code, which divides by |g| once.

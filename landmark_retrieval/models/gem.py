@@ -34,7 +34,7 @@ class GeMNet(nn.Module):
         self.backbone = create_timm_model(backbone, pretrained, num_classes=0, global_pool="")
         with torch.device("meta"), torch.no_grad():
             shape_only = create_timm_model(backbone, False, num_classes=0, global_pool="").eval()
-            probe = shape_only(torch.empty(1, *shape_only.default_cfg["input_size"]))
+            probe = shape_only(torch.empty(1, *shape_only.pretrained_cfg["input_size"]))
         if probe.ndim != 4 or probe.shape[2] != probe.shape[3]:
             raise ValueError(
                 f"{backbone} gives features of shape {tuple(probe.shape)}: choose a convolutional backbone."

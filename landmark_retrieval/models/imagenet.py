@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 # timm name -> (package, class that knows where its file is)
 _PACKAGES = {
@@ -16,7 +15,7 @@ _PACKAGES = {
 }
 
 
-def create_timm_model(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def create_timm_model(name: str, pretrained: bool, **kwargs: Any) -> Any:
     """`timm.create_model`, with ImageNet weights from an installed weights package where there is one.
 
     Args:

@@ -15,7 +15,7 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import write_json
 from landmark_retrieval.metrics.functional import average_precisions, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.extract import broken_photos, extract
-from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult
+from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult, write_gallery
 from landmark_retrieval.retrieval.index import PhotoIndex
 
 
@@ -89,7 +89,8 @@ def open_queries_and_index(data: Path) -> tuple[ShardedPhotos, ShardedPhotos]:
     """The query and index photos of a data set. LandmarkRetrievalError if it has none."""
     if not (data / RETRIEVAL_SOLUTION).exists():
         raise LandmarkRetrievalError(
-            f"{data} holds no {RETRIEVAL_SOLUTION}, so there is nothing to compare with: shard GLDv2 with its index and test photos, or "
+            f"{data} holds no {RETRIEVAL_SOLUTION}, so there is nothing to compare with: shard GLDv2 with its index "
+            f"and test photos, or "
             "one's own folders with --hold-out."
         )
     return ShardedPhotos.open(data / "test"), ShardedPhotos.open(data / "index")
@@ -107,3 +108,14 @@ def gallery_entries(
         pairs = list(zip(evaluation.ranked.get(query, []), evaluation.scores.get(query, []), strict=True))[:top]
         results = [GalleryResult(photo, found.get(photo), score, photo in right) for photo, score in pairs]
         yield GalleryEntry(query, asked.get(query), results, evaluation.average_precision[query])
+
+
+def write_evaluation_gallery(
+    path: str | Path, evaluation: Evaluation, data: str | Path, title: str, subtitle: str = "", most: int = 100
+) -> None:
+    """Write the page of an evaluation: at most `most` queries, taken evenly, each with its ten best photos."""
+    queries, index = open_queries_and_index(Path(data))
+    chosen = list(evaluation.average_precision)
+    chosen = chosen[:: max(1, -(-len(chosen) // most))]
+    entries = gallery_entries(evaluation, queries, index, chosen)
+    write_gallery(path, entries, title, subtitle, evaluation.metrics)

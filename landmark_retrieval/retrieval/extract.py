@@ -38,7 +38,8 @@ def extract(
 
     Args:
         model: in eval mode; see `zoo.load_model`.
-        card: of the model; its `image_size` (and `mean`, `std`, if they are not ImageNet's) is used and kept in the store.
+        card: of the model; its `image_size` (and `mean`, `std`, if they are not ImageNet's) is used and kept in the
+            store.
         source: the photos.
         out: folder of the store; made if needed.
         batch_size: photos per forward pass.
@@ -49,17 +50,19 @@ def extract(
         title: shown beside the progress bar.
 
     Returns:
-        The store, with rows of unit length. Photos that cannot be decoded are not in it; they are listed in its broken.csv.
+        The store, with rows of unit length. Photos that cannot be decoded are not in it; they are listed in its
+        broken.csv.
 
     Raises:
-        LandmarkRetrievalError: the folder holds descriptors of other photos or of another model, or no photo can be decoded.
+        LandmarkRetrievalError: the folder holds descriptors of other photos or of another model, or no photo can be
+            decoded.
     """
     out = Path(out)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if (out / SOURCE).exists() and read_json(out / SOURCE, "note on the photos", f"delete {out}") != source.fingerprint:
         raise LandmarkRetrievalError(f"{out} holds descriptors of other photos: delete it, or choose another folder.")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = model.to(target, memory_format=torch.channels_last)
+    model = model.to(target).to(memory_format=torch.channels_last)
     writer = DescriptorWriter(out, card, dtype=dtype, part_size=part_size)
     write_json(out / SOURCE, source.fingerprint)
     # broken photos before this one are in no part, so this may lie a little before the first photo that is missing

@@ -1,0 +1,1 @@
+"""Stages, and chains of them."""

@@ -16,7 +16,8 @@ PAGE, HEAD = "handoff.json", "head.safetensors"
 
 @dataclass(frozen=True)
 class Handoff:
-    """The hand-over of a finished stage. It lies in the run folder: `handoff.json`, the saved model, `head.safetensors`.
+    """The hand-over of a finished stage. It lies in the run folder: `handoff.json`, the saved model,
+    `head.safetensors`.
 
     Attributes:
         folder: where it is.
@@ -60,7 +61,7 @@ class Handoff:
 
     @classmethod
     def read(cls, folder: Path, advice: str) -> "Handoff":
-        """Read the page of a hand-over. LandmarkRetrievalError, ending in `advice`, if there is none or it is damaged."""
+        """Read the page of a hand-over. LandmarkRetrievalError, ending in `advice`, if it is missing or damaged."""
         page = read_json(folder / PAGE, "hand-over of a finished stage", advice)
         try:
             names = ("stage", "card", "head_sha256", "classes", "metrics", "config")
@@ -71,7 +72,8 @@ class Handoff:
     def load_into(self, model: torch.nn.Module, head: torch.nn.Module, classes: list[str]) -> str:
         """Load model and head, in place.
 
-        The head takes over the centers of the classes that both stages know, by name, and keeps its fresh ones for the rest.
+        The head takes over the centers of the classes that both stages know, by name, and keeps its fresh ones for
+        the rest.
 
         Returns:
             A sentence that says what was carried over.
@@ -87,14 +89,15 @@ class Handoff:
         )
         if unlike:
             raise LandmarkRetrievalError(
-                f"Stage {self.stage} in {self.folder} hands over another model ({len(unlike)} tensors differ, the first is {unlike[0]}): "
+                f"Stage {self.stage} in {self.folder} hands over another model ({len(unlike)} tensors differ, the "
+                f"first is {unlike[0]}): "
                 "choose the same `model` in both stages."
             )
         model.load_state_dict(state)
         held = self._head_weight().view(len(self.classes), -1, self._width(head))
         weight = head.get_parameter("weight").data.view(len(classes), -1, held.shape[2])
         if held.shape[1] != weight.shape[1]:
-            return f"{self.stage}: the model; the head starts afresh ({held.shape[1]} centers a class there, {weight.shape[1]} here)"
+            return f"{self.stage}: the model; the head starts afresh (its classes have another number of centers)"
         rows = {name: row for row, name in enumerate(self.classes)}
         common = [(new, rows[name]) for new, name in enumerate(classes) if name in rows]
         if common:
@@ -106,7 +109,8 @@ class Handoff:
         path = self.folder / HEAD
         if not path.exists() or sha256_of(path) != self.head_sha256:
             raise LandmarkRetrievalError(
-                f"The head {path} is missing or not the one that {self.folder / PAGE} describes: run stage {self.stage} again."
+                f"The head {path} is missing or not the one that {self.folder / PAGE} describes: run stage "
+                f"{self.stage} again."
             )
         return load_file(path)["weight"]
 

