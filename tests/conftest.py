@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+# no run of the suite may wait for a hub or send anything out; threads that wait for each other slow down small models
+os.environ.update(HF_HUB_OFFLINE="1", NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1")
+
 import numpy as np
 import pytest
 import torch
 
-# no run of the suite may wait for a hub, or send anything out
-os.environ.update(HF_HUB_OFFLINE="1", NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled")
+from landmark_retrieval.data.dataset import shard_gldv2
+from landmark_retrieval.data.procedural import generate
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,3 +47,50 @@ def golden_case(fill_rule):
         return meta, weights, images, dict(np.load(folder / "expected.npz"))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Drawn photos of 5 + 3 landmarks in the layout of GLDv2."""
+    folder = tmp_path_factory.mktemp("photos") / "drawn"
+    generate(
+        folder,
+        train_landmarks=5,
+        index_landmarks=3,
+        train_photos=48,
+        index_photos=14,
+        test_photos=9,
+        workers=1,
+        progress=False,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(photos, tmp_path_factory) -> Path:
+    """The drawn photos as shards; do not write into it."""
+    folder = tmp_path_factory.mktemp("shards")
+    shard_gldv2(photos, folder, ("c", "x", "full"), photos_per_shard=10, workers=1)
+    return folder
+
+
+# a model small enough to train in a test
+TINY = (
+    "model.backbone=mobilenetv3_small_050",
+    "model.pretrained=false",
+    "data.image_size=48",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "stage.epochs=2",
+    "stage.stop=null",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny(shards) -> tuple[str, ...]:
+    """Overrides that make any stage small, on the drawn photos."""
+    return (*TINY, f"data.root={shards}")

@@ -93,7 +93,7 @@ def existing_folder(path: str | Path) -> Path:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line number and the named columns of each row; any column order, further columns, and a byte order mark are fine."""
+    """Line number and the named columns of each row; column order and a byte order mark do not matter."""
     try:
         file = path.open(newline="", encoding="utf-8-sig")
     except FileNotFoundError:

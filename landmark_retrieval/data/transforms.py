@@ -34,6 +34,7 @@ class TrainingTransform:
                 A.Affine(
                     translate_percent=(-0.2, 0.2),
                     scale=(0.8, 1.2),
+                    keep_ratio=True,
                     rotate=(-10, 10),
                     border_mode=cv2.BORDER_CONSTANT,
                     fill=0,
@@ -49,7 +50,10 @@ class TrainingTransform:
 
     def seed(self, *numbers: int) -> None:
         """Make the next draws depend on these numbers alone."""
-        self._compose.set_random_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        # one seed each: Compose would give all the same one, and flipped photos would always be shifted ones too
+        seeds = np.random.SeedSequence(numbers).generate_state(len(self._compose.transforms))
+        for transform, seed in zip(self._compose.transforms, seeds.tolist(), strict=True):
+            transform.set_random_seed(seed)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:  # noqa: D102
         return self._compose(image=image)["image"]

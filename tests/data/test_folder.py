@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from landmark_retrieval.data.folder import hold_out, read_folder, read_unlabelled
+from landmark_retrieval.errors import LandmarkRetrievalError
+
+
+@pytest.fixture
+def root(tmp_path):
+    for landmark, count in (("Tower", 6), ("Arch", 1), ("Old bridge", 9)):
+        for i in range(count):
+            path = tmp_path / landmark / "sub" / f"photo {i}.JPG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        (tmp_path / landmark / "notes.txt").write_text("no photo")
+    return tmp_path
+
+
+def test_folder_per_landmark(root):
+    table = read_folder(root)
+    assert table.classes == ("Arch", "Old bridge", "Tower")
+    np.testing.assert_array_equal(np.bincount(table.labels), [1, 9, 6])
+    assert table.ids[0] == "Arch/sub/photo 0.JPG"
+    assert all(table.locate(photo).is_file() for photo in table.ids)
+    assert len(read_unlabelled(root)) == 16
+
+
+def test_an_empty_landmark_is_named(root):
+    (root / "Empty palace").mkdir()
+    with pytest.raises(LandmarkRetrievalError, match="Empty palace holds no photos"):
+        read_folder(root)
+
+
+def test_photos_without_landmark_folders(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(LandmarkRetrievalError, match="holds no folders"):
+        read_folder(tmp_path)
+    with pytest.raises(LandmarkRetrievalError, match="no folder"):
+        read_folder(tmp_path / "nowhere")
+
+
+def test_held_out_landmarks_are_never_trained_on(root):
+    table = read_folder(root)
+    train, query, index, relevant = hold_out(table, 0.5)
+    held = {photo.split("/")[0] for photo in query.ids + index.ids}
+    assert len(held) == 1
+    assert held.isdisjoint(photo.split("/")[0] for photo in train.ids)
+    assert sorted(train.ids + query.ids + index.ids) == sorted(table.ids)
+    assert set(relevant) == set(query.ids)
+    assert all(set(images) == set(index.ids) for images in relevant.values())
+    assert set(train.labels) == set(range(len(train.classes)))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 2.0])
+def test_impossible_fractions(root, fraction):
+    with pytest.raises(LandmarkRetrievalError, match="not possible"):
+        hold_out(read_folder(root), fraction)

@@ -1,0 +1,61 @@
+"""Every shipped config composes, and mistakes in overrides are told in a sentence."""
+
+import pytest
+
+from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.training.configs import choices, compose, conf_folder
+from landmark_retrieval.training.curriculum import plan_curriculum
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (path.parent.name, path.stem)
+        for path in sorted(conf_folder().glob("*/*.yaml"))
+        if path.parent.name not in ("curriculum", "stage")
+    ],
+)
+def test_each_choice_composes(group, name):
+    assert compose(["+stage=pretrain_small", f"{group}={name}"])[group]
+
+
+@pytest.mark.parametrize("stage", choices("stage"))
+def test_each_stage_composes(stage):
+    config = compose([f"+stage={stage}"])
+    assert config.stage.name == stage
+    assert config.run_dir == f"outputs/dolg_efficientnet_lite0/{stage}"
+    assert set(config.stage) == {"name", "after", "weights", "epochs", "stop", "warmup_epochs", "freeze"}
+
+
+@pytest.mark.parametrize("curriculum", choices("curriculum"))
+def test_each_curriculum_is_planned(curriculum):
+    stages = plan_curriculum(curriculum)
+    assert [stage.config["stage"]["after"] for stage in stages] == [None, *(stage.name for stage in stages[:-1])]
+
+
+def test_recipes_of_the_paper():
+    medium, large = (compose([f"+stage={name}"]) for name in ("train_medium", "finetune_large"))
+    assert (medium.optimizer.lr, medium.stage.epochs, medium.stage.stop, medium.data.batch_size) == (1e-4, 40, 29, 20)
+    assert (large.optimizer.lr, large.optimizer.weight_decay, large.data.image_size) == (5e-5, 0, 768)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.image_sise=3", r"no config key 'data.image_sise': did you mean data.image_size"),
+        ("model=dolg_efficientnet_b55", r"no model 'dolg_efficientnet_b55': choose one of dolg_efficientnet_b5"),
+        ("+stage=pretrain_smal", r"no stage 'pretrain_smal': choose one of finetune_large, pretrain_small"),
+        ("modle=x", r"modle.*did you mean model|no config group 'modle'"),
+        ("data.image_size=[", "does not compose"),
+    ],
+)
+def test_mistakes(override, message):
+    with pytest.raises(LandmarkRetrievalError, match=message):
+        compose(["+stage=pretrain_small", override] if "stage" not in override else [override])
+
+
+def test_a_curriculum_that_does_not_exist_or_breaks_its_chain():
+    with pytest.raises(LandmarkRetrievalError, match=r"no curriculum 'dolg_b55': choose one of demo, dolg_b5"):
+        plan_curriculum("dolg_b55")
+    with pytest.raises(LandmarkRetrievalError, match="follows nothing_before"):
+        plan_curriculum("dolg_b5", ["stage.after=nothing_before"])

@@ -1,0 +1,169 @@
+"""A stage from config to hand-over, with a model small enough for a test."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.training import stage as module
+from landmark_retrieval.training.configs import compose
+from landmark_retrieval.training.handoff import Handoff
+from landmark_retrieval.training.stage import run_stage
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    def make(name="pretrain_small", *overrides):
+        composed = compose([f"+stage={name}", *tiny, f"run_dir='{tmp_path}/${{stage.name}}'", *overrides])
+        return OmegaConf.to_container(composed, resolve=True)
+
+    return make
+
+
+def same_weights(first, second):
+    first, second = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_two_stages_hand_over(config, tmp_path):
+    said = []
+    first = run_stage(config(), said.append)
+    assert first.stage == "pretrain_small"
+    assert set(first.metrics) >= {"val/map_at_100", "val/precision_at_1", "val/gap", "train/loss", "data/broken_photos"}
+    assert all(0 <= first.metrics[f"val/{name}"] <= 1 for name in ("map_at_100", "precision_at_1", "gap"))
+    assert {path.name for path in first.folder.iterdir()} >= {
+        "handoff.json",
+        "model.json",
+        "model.safetensors",
+        "head.safetensors",
+    }
+    assert (first.folder / "logs" / "csv" / "metrics.csv").exists()
+    assert list((first.folder / "logs" / "tensorboard").glob("events*"))
+    assert (first.folder / "checkpoints" / "last.ckpt").exists()
+
+    # a learning rate of 0 leaves what was handed over as it was
+    second = run_stage(
+        config("train_medium", "optimizer.lr=0", "stage.freeze=[backbone,neck,global_project,attention]"), said.append
+    )
+    before, after = (load_file(h.folder / "model.safetensors") for h in (first, second))
+    learned = [key for key in before if "running" not in key and "num_batches" not in key]
+    assert all(torch.equal(before[key], after[key]) for key in learned)
+    classes = len(first.classes)
+    assert (
+        f"Carried over from pretrain_small: the model, and the head's centers of {classes} of {classes} classes."
+        in said
+    )
+
+
+def test_a_finished_stage_is_not_run_again_unless_its_config_changes(config):
+    first = run_stage(config())
+    said = []
+    run_stage(config(), said.append)
+    assert said == [f"Stage pretrain_small is finished, see {first.folder / 'handoff.json'}; nothing to do."]
+    # where it logs and runs does not matter to the result
+    run_stage(config("pretrain_small", "trainer.log_every_n_steps=5"), said.append)
+    assert len(said) == 2
+    again = run_stage(config("pretrain_small", "optimizer.lr=3e-4"), said.append)
+    assert any("config has changed" in sentence for sentence in said)
+    assert again.config["optimizer"]["lr"] == 3e-4
+
+
+def test_an_interrupted_stage_ends_with_the_same_weights(config, tmp_path, monkeypatch):
+    whole = run_stage(config("pretrain_small", f"run_dir={tmp_path}/whole"))
+    cut = config("pretrain_small", f"run_dir={tmp_path}/cut")
+    real = module.LandmarkModule.on_train_epoch_start
+
+    def interrupted(self):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(module.LandmarkModule, "on_train_epoch_start", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_stage(cut)
+    assert not (tmp_path / "cut" / "handoff.json").exists()
+    monkeypatch.setattr(module.LandmarkModule, "on_train_epoch_start", real)
+    said = []
+    resumed = run_stage(cut, said.append)
+    assert any("Carrying on from" in sentence for sentence in said)
+    assert same_weights(whole.folder, resumed.folder)
+    assert resumed.metrics["val/map_at_100"] == whole.metrics["val/map_at_100"]
+
+
+def test_the_learning_rate_follows_the_schedule_of_the_stage(config, tmp_path):
+    handoff = run_stage(config("pretrain_small", "stage.epochs=8", "stage.stop=2", "stage.warmup_epochs=1"))
+    with (handoff.folder / "logs" / "csv" / "metrics.csv").open() as file:
+        header, *rows = (line.rstrip("\n").split(",") for line in file)
+    rates = [float(row[header.index("train/lr")]) for row in rows if row[header.index("train/lr")]]
+    steps = len(rates) // 2
+    assert rates[0] == pytest.approx(1e-4 / steps)
+    assert max(rates) == pytest.approx(1e-4)
+    assert rates[-1] > 0.9e-4  # 2 of 8 epochs: the cosine has hardly begun to fall
+
+
+def test_frozen_modules_stay_and_the_rest_learns(config, tmp_path):
+    fresh = run_stage(config("pretrain_small", "optimizer.lr=0", f"run_dir={tmp_path}/fresh"))
+    frozen = run_stage(config("pretrain_small", "stage.freeze=[backbone]"))
+    before, after = (load_file(h.folder / "model.safetensors") for h in (fresh, frozen))
+    assert before.keys() == after.keys()
+    # same seed, same fresh model: only the first run's BatchNorm statistics of the backbone moved
+    assert all(
+        torch.equal(before[k], after[k]) for k in before if k.startswith("backbone") and k.endswith(("weight", "bias"))
+    )
+    assert not torch.equal(before["neck.0.weight"], after["neck.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=null"], "No stage was chosen: add .stage=NAME, one of finetune_large"),
+        (["data.root=/nowhere"], "no data at /nowhere"),
+        (["model.backbone=resnet9000"], "DOLGNet: timm has no model called 'resnet9000'"),
+        (["stage.freeze=[backbne]"], "no module of the model matches 'backbne'"),
+        (["stage.weights=/nowhere"], "no hand-over of a finished stage at /nowhere"),
+    ],
+)
+def test_mistakes_are_sentences(config, overrides, message):
+    wanted = config("pretrain_small", *[o for o in overrides if o != "stage=null"])
+    if "stage=null" in overrides:
+        wanted["stage"] = None
+    with pytest.raises(LandmarkRetrievalError, match=message):
+        run_stage(wanted)
+
+
+def test_no_checkpoint_of_the_stage_before(config):
+    with pytest.raises(
+        LandmarkRetrievalError, match=r"no hand-over .*train_medium.*run that stage first \(\+stage=train_medium\)"
+    ):
+        run_stage(config("finetune_large"))
+
+
+def test_damaged_handovers(config, tmp_path):
+    first = run_stage(config("pretrain_small", "stage.epochs=1", "stage.warmup_epochs=0"))
+    with pytest.raises(LandmarkRetrievalError, match="hands over another model"):
+        run_stage(config("train_medium", "model.embedding_dim=64"))
+    weights = first.folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(LandmarkRetrievalError, match=r"model\.safetensors are not those"):
+        run_stage(config("train_medium"))
+    weights.write_bytes(data)
+    page = first.folder / "handoff.json"
+    page.write_text(json.dumps({"stage": "pretrain_small"}))
+    with pytest.raises(LandmarkRetrievalError, match=r"handoff\.json is damaged"):
+        run_stage(config("train_medium"))
+
+
+def test_the_head_carries_over_classes_by_name(tmp_path):
+    from landmark_retrieval.heads import SubCenterArcFace
+
+    model, head = torch.nn.Linear(2, 2), SubCenterArcFace(4, 3)
+    written = Handoff.write(tmp_path, "one", model, head, {}, ["a", "b", "c"], {}, {})
+    new = SubCenterArcFace(4, 2)
+    fresh = new.weight.detach().clone()
+    assert "1 of 2 classes" in written.load_into(model, new, ["x", "b"])
+    torch.testing.assert_close(new.weight[3:6], head.weight[3:6])
+    torch.testing.assert_close(new.weight[:3], fresh[:3])
