@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from landmark_retrieval.models.backbone import create_feature_backbone
@@ -14,6 +15,7 @@ from landmark_retrieval.models.blocks import (
     check_images,
     neck,
 )
+from landmark_retrieval.models.imagenet import pretrained_head_conv
 
 CHANNELS = 1024  # of the local and of the global descriptor, in both papers
 
@@ -32,7 +34,8 @@ class DOLGNet(nn.Module):
         dilations: of the three 3x3 convolutions of the local branch; Henkel used (6, 12, 18) for B5 and (3, 6, 9) for
             B6, B7.
         stem_stride: 2, or 1 for feature maps of twice the side.
-        pretrained: start from ImageNet weights.
+        pretrained: start from ImageNet weights. Where the backbone is an EfficientNet, the 1x1 convolution of the
+            global branch starts from the one that ImageNet trained at the same place; both papers draw it at random.
         fusion: "orthogonal", or "released2021" for weights trained with the released code, which divides by |g| once.
 
     Raises:
@@ -61,6 +64,21 @@ class DOLGNet(nn.Module):
         self.global_pool = GeM()
         self.fusion = OrthogonalFusion(fusion)
         self.neck = neck(2 * CHANNELS, embedding_dim)
+        if pretrained:
+            self._start_global_branch_from_imagenet(backbone)
+
+    @torch.no_grad()
+    def _start_global_branch_from_imagenet(self, backbone: str) -> None:
+        head = pretrained_head_conv(backbone)
+        if head is None or head[0].out_channels < CHANNELS:
+            return
+        head_conv, head_norm = head
+        conv: nn.Module = self.global_project[0]
+        norm: nn.Module = self.global_project[1]
+        conv.get_parameter("weight").copy_(head_conv.weight[:CHANNELS])
+        conv.get_parameter("bias").zero_()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, name).copy_(getattr(head_norm, name)[:CHANNELS])
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         check_images(images)

