@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 
-def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """The modules whose names match one of the patterns ("backbone.blocks.[0-3]"), with all inside them.
+def matching_modules(model: nn.Module, patterns: Sequence[str], key: str) -> list[nn.Module]:
+    """The modules whose names match one of the patterns ("backbone.blocks.[0-3]"); `key` is where they were given.
 
     Raises:
         LandmarkRetrievalError: a pattern matches nothing.
@@ -21,7 +21,7 @@ def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
         matching = [module for name, module in names.items() if name and fnmatchcase(name, pattern)]
         if not matching:
             raise LandmarkRetrievalError(
-                f"stage.freeze: no module of the model matches {pattern!r}; it has {', '.join(_top(names))}."
+                f"{key}: no module of the model matches {pattern!r}; it has {', '.join(_top(names))}."
             )
         found += matching
     return found
@@ -32,8 +32,19 @@ def freeze(modules: Iterable[nn.Module]) -> None:
 
     `train()` on the whole model sets BatchNorm back to training: call this again after it.
     """
+    modules = list(modules)
     for module in modules:
         module.requires_grad_(False)
+    freeze_batchnorm(modules)
+
+
+def freeze_batchnorm(modules: Iterable[nn.Module]) -> None:
+    """Keep the BatchNorm statistics of these modules, in place, while their weights may go on learning.
+
+    Statistics of small, shifted and cut training images are not those of the whole photos that are described later.
+    `train()` on the whole model undoes this: call it again after it.
+    """
+    for module in modules:
         for inner in module.modules():
             if isinstance(inner, _BatchNorm):
                 inner.eval()

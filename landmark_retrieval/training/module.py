@@ -14,7 +14,7 @@ from landmark_retrieval.data.transforms import normalize
 from landmark_retrieval.heads import SubCenterArcFace
 from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.search import exact_search
-from landmark_retrieval.training.freezing import freeze, frozen_modules
+from landmark_retrieval.training.freezing import freeze, freeze_batchnorm, matching_modules
 from landmark_retrieval.training.schedule import cosine_with_warmup
 
 
@@ -30,7 +30,8 @@ class LandmarkModule(pl.LightningModule):
         epochs: horizon of the cosine.
         warmup_epochs: of linear rise.
         backbone_lr_scale: factor on the learning rate of `model.backbone`.
-        freeze: name patterns of modules of the model that stand still, see `freezing.frozen_modules`.
+        freeze: name patterns of modules of the model that stand still, see `freezing.matching_modules`.
+        freeze_batchnorm: the same for modules that learn but keep their BatchNorm statistics.
 
     Logged: `train/loss`, `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`,
     `val/precision_at_1`, and `val/gap` where the data has a recognition solution; all in [0, 1].
@@ -46,6 +47,7 @@ class LandmarkModule(pl.LightningModule):
         warmup_epochs: float = 1,
         backbone_lr_scale: float = 1.0,
         freeze: Sequence[str] = (),
+        freeze_batchnorm: Sequence[str] = (),
     ) -> None:
         super().__init__()
         # batches arrive in this layout; on a CPU and on tensor cores it is also the faster one
@@ -53,8 +55,9 @@ class LandmarkModule(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.backbone_lr_scale = backbone_lr_scale
-        # a tuple of references, not submodules of this module: the model already holds them
-        self._frozen = tuple(frozen_modules(model, freeze))
+        # tuples of references, not submodules of this module: the model already holds them
+        self._frozen = tuple(matching_modules(model, freeze, "stage.freeze"))
+        self._fixed_statistics = tuple(matching_modules(model, freeze_batchnorm, "stage.freeze_batchnorm"))
         self._described: list[dict[str, Tensor]] = []
 
     @property
@@ -87,6 +90,7 @@ class LandmarkModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
         freeze(self._frozen)
+        freeze_batchnorm(self._fixed_statistics)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102
         loss = self.head(self(batch["images"]), batch["labels"])

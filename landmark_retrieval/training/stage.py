@@ -70,6 +70,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Han
         epochs=stage["epochs"],
         warmup_epochs=stage["warmup_epochs"],
         freeze=stage["freeze"],
+        freeze_batchnorm=stage["freeze_batchnorm"],
     )
     trainer = _trainer(config, folder, bool(data.retrieval_solution))
     trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(config, folder, say), weights_only=True)

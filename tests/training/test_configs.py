@@ -24,7 +24,16 @@ def test_each_stage_composes(stage):
     config = compose([f"+stage={stage}"])
     assert config.stage.name == stage
     assert config.run_dir == f"outputs/dolg_efficientnet_lite0/{stage}"
-    assert set(config.stage) == {"name", "after", "weights", "epochs", "stop", "warmup_epochs", "freeze"}
+    assert set(config.stage) == {
+        "name",
+        "after",
+        "weights",
+        "epochs",
+        "stop",
+        "warmup_epochs",
+        "freeze",
+        "freeze_batchnorm",
+    }
 
 
 @pytest.mark.parametrize("curriculum", choices("curriculum"))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.training.freezing import freeze, frozen_modules
+from landmark_retrieval.training.freezing import freeze, freeze_batchnorm, matching_modules
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def model():
 
 
 def test_frozen_parameters_and_statistics_stand_still(model):
-    frozen = frozen_modules(model, ["backbone"])
+    frozen = matching_modules(model, ["backbone"], "stage.freeze")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(2):
@@ -25,6 +25,18 @@ def test_frozen_parameters_and_statistics_stand_still(model):
     assert moved == {"neck.weight", "neck.bias"}
 
 
+def test_statistics_stand_still_while_the_weights_learn(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.train()
+    freeze_batchnorm(matching_modules(model, ["back*"], "stage.freeze_batchnorm"))
+    model["neck"](model["backbone"](torch.randn(4, 3, 5, 5))).square().sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.num_batches_tracked"}
+
+
 def test_an_unknown_pattern_is_an_error_that_names_the_modules(model):
     with pytest.raises(LandmarkRetrievalError, match=r"'bakbone' *; it has backbone, .*neck"):
-        frozen_modules(model, ["bakbone"])
+        matching_modules(model, ["bakbone"], "stage.freeze")
