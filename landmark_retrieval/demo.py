@@ -42,7 +42,7 @@ def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Seque
         )
         photos = drawn.folder
     data = out / "shards"
-    shard_gldv2(photos, data, photos_per_shard=250)
+    shard_gldv2(photos, data, ("c", "full"), photos_per_shard=250)
 
     print("\nThe untrained backbone (ImageNet weights, GeM pooling):")
     rows = [("untrained backbone", evaluate(model, card, data, out / "untrained").metrics)]
