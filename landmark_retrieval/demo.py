@@ -14,6 +14,7 @@ from landmark_retrieval.retrieval.evaluate import (
 )
 from landmark_retrieval.retrieval.gallery import write_contact_sheet
 from landmark_retrieval.training.curriculum import plan_curriculum, run_curriculum
+from landmark_retrieval.training.handoff import Handoff
 from landmark_retrieval.zoo import load_model
 
 
@@ -33,39 +34,43 @@ def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Seque
     out = Path(out)
     started = time.monotonic()
     model, card = load_model("imagenet")  # first of all: without its weights there is no point in drawing
+    curriculum = "dolg_lite0"
     if photos is None:
         from landmark_retrieval.data.procedural import generate
 
+        curriculum = "demo"
         drawn = generate(out / "photos")
         print(
-            f"Photos drawn into {drawn.folder}: {drawn.train_photos} of {drawn.train_landmarks} landmarks to train on"
+            f"Drawn into {drawn.folder}: {drawn.train_photos} photos of {drawn.train_landmarks} landmarks to train on"
         )
         photos = drawn.folder
     data = out / "shards"
     shard_gldv2(photos, data, ("c", "full"), photos_per_shard=250)
 
     print("\nThe untrained backbone (ImageNet weights, GeM pooling):")
-    rows = [("untrained backbone", evaluate(model, card, data, out / "untrained").metrics)]
+    rows = [("untrained backbone", card["image_size"], evaluate(model, card, data, out / "untrained").metrics)]
     _print_table(rows)
-    curriculum = "demo" if photos == out / "photos" else "dolg_lite0"
-    where = [f"data.root='{data}'", f"run_dir='{out}/stages/${{stage.name}}'"]
-    last: Evaluation | None = None
-    for handoff in run_curriculum(plan_curriculum(curriculum, [*where, *overrides])):
+    evaluations: list[Evaluation] = []
+
+    def measure(handoff: Handoff) -> None:
         model, card = load_model(handoff.folder)
-        last = evaluate(model, card, data, out / "evaluation" / f"{handoff.stage}-{card['weights_sha256'][:8]}")
-        rows.append((handoff.stage, last.metrics))
+        stores = out / "evaluation" / f"{handoff.stage}-{card['weights_sha256'][:8]}"
+        evaluations.append(evaluate(model, card, data, stores))
+        rows.append((handoff.stage, card["image_size"], evaluations[-1].metrics))
         _print_table(rows)
-    assert last is not None
-    _write_galleries(out, data, last)
-    print(f"\nGallery: {out / 'gallery.html'}, as one picture: {out / 'gallery.png'}")
-    print(f"Search with this model: landmark-retrieval index FOLDER --model {handoff.folder} --out my-index")
+
+    where = [f"data.root='{data}'", f"run_dir='{out}/stages/${{stage.name}}'"]
+    handoffs = run_curriculum(plan_curriculum(curriculum, [*where, *overrides]), after_stage=measure)
+    _write_galleries(out, data, evaluations[-1])
+    print(f"Gallery: {out / 'gallery.html'}, as one picture: {out / 'gallery.png'}")
+    print(f"Search with this model: landmark-retrieval index FOLDER --model {handoffs[-1].folder} --out my-index")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
-def _print_table(rows: Sequence[tuple[str, dict[str, float]]]) -> None:
-    print(f"\n{'':20s}  mAP@100     P@1")
-    for name, metrics in rows:
-        print(f"{name:20s}  {metrics['map_at_100']:7.4f}  {metrics['precision_at_1']:6.4f}")
+def _print_table(rows: Sequence[tuple[str, int, dict[str, float]]]) -> None:
+    print(f"\n{'':20s}  pixels  mAP@100     P@1")
+    for name, side, metrics in rows:
+        print(f"{name:20s}  {side:6d}  {metrics['map_at_100']:7.4f}  {metrics['precision_at_1']:6.4f}")
     print(flush=True)
 
 

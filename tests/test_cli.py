@@ -116,6 +116,16 @@ def test_training_refusals(tmp_path, overrides, message):
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_training_on_a_shard_cut_in_half(shards, tiny, tmp_path):
+    shutil.copytree(shards, tmp_path / "shards")
+    victim = tmp_path / "shards" / "train_c" / "shard-00002.tar"
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    ended = python("-m", "landmark_retrieval.train", "+stage=pretrain_small", *tiny, "data.root=shards", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "shard-00002.tar has" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_no_checkpoint_of_the_stage_before(tiny, tmp_path):
     ended = python("-m", "landmark_retrieval.train", "+stage=finetune_large", *tiny, cwd=tmp_path)
     assert ended.returncode == 2

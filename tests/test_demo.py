@@ -20,7 +20,7 @@ def test_the_whole_story(tiny, tmp_path, monkeypatch, capfd):
         for line in out.splitlines()
         if line.startswith(("untrained backbone", "pretrain", "train_", "finetune"))
     ]
-    last = {" ".join(row[:-2]): (float(row[-2]), float(row[-1])) for row in table[-4:]}
+    last = {" ".join(row[:-3]): (float(row[-2]), float(row[-1])) for row in table[-4:]}
     assert list(last) == ["untrained backbone", "pretrain_small", "train_medium", "finetune_large"]
     assert all(0 <= value <= 1 for pair in last.values() for value in pair)
     assert (tmp_path / "d" / "gallery.html").exists()

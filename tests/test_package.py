@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def test_only_training_and_the_entry_points_know_hydra_and_lightning():
 def test_no_module_outgrows_a_few_screens():
     longest = max(PACKAGE.rglob("*.py"), key=lambda path: path.read_text().count("\n"))
     assert longest.read_text().count("\n") <= 450, longest
+
+
+def test_the_code_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        # the same model without a download, and smaller images
+        exec(block.replace('"tf_efficientnet_b5.ns_jft_in1k", pretrained=True', '"resnet18"').replace("448", "64"), {})
 
 
 @pytest.fixture(scope="module")

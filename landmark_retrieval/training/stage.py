@@ -73,9 +73,12 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Han
         freeze_batchnorm=stage["freeze_batchnorm"],
     )
     trainer = _trainer(config, folder, bool(data.retrieval_solution))
-    trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(config, folder, say), weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(config, folder, say), weights_only=True)
+    except SystemExit:  # what the trainer makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         card = _card(config, data)
@@ -165,7 +168,7 @@ def _checkpoint(config: dict[str, Any], folder: Path, say: Callable[[str], None]
             return str(last)
         say("The config has changed since the last run in this folder: starting again.")
     for old in (folder / "checkpoints").glob("*.ckpt"):
-        old.unlink()
+        old.unlink(missing_ok=True)  # several processes may be at it
     write_json(record, wanted)
     return None
 

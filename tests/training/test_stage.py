@@ -82,7 +82,7 @@ def test_an_interrupted_stage_ends_with_the_same_weights(config, tmp_path, monke
         real(self)
 
     monkeypatch.setattr(module.LandmarkModule, "on_train_epoch_start", interrupted)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    with pytest.raises(KeyboardInterrupt):
         run_stage(cut)
     assert not (tmp_path / "cut" / "handoff.json").exists()
     monkeypatch.setattr(module.LandmarkModule, "on_train_epoch_start", real)
@@ -114,6 +114,16 @@ def test_frozen_modules_stay_and_the_rest_learns(config, tmp_path):
         torch.equal(before[k], after[k]) for k in before if k.startswith("backbone") and k.endswith(("weight", "bias"))
     )
     assert not torch.equal(before["neck.0.weight"], after["neck.0.weight"])
+
+
+def test_mixed_precision_and_no_validation(config, shards, tmp_path):
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "train").symlink_to(shards / "train_full")
+    handoff = run_stage(config("pretrain_small", f"data.root={tmp_path}/only", "trainer.precision=bf16-mixed"))
+    assert set(handoff.metrics) == {"train/loss", "train/lr", "data/broken_photos"}
+    assert 0 < handoff.metrics["train/loss"] < 100
+    weights = load_file(handoff.folder / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 
 
 @pytest.mark.parametrize(
