@@ -19,10 +19,21 @@ def exit_on_error(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except LandmarkRetrievalError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_sentence(error)}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: {error.strerror}: choose another path, or mend that one.", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; the same command carries on where it stopped", file=sys.stderr)
             sys.exit(130)
 
     return run
+
+
+def _sentence(error: Exception) -> str:
+    """The text of an error; of one that comes from a DataLoader worker with its traceback, the end."""
+    text = str(error)
+    return text.rstrip().rpartition("LandmarkRetrievalError: ")[2] if "Original Traceback" in text else text

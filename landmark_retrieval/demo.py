@@ -45,7 +45,9 @@ def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Seque
         )
         photos = drawn.folder
     data = out / "shards"
-    shard_gldv2(photos, data, ("c", "full"), photos_per_shard=250)
+    for name, manifest in shard_gldv2(photos, data, ("c", "full"), photos_per_shard=250, skip_bad=True).items():
+        if manifest.refused:
+            print(f"{manifest.refused} photos were left out of {name}, see {data / name / 'refused.csv'}")
 
     print("\nThe untrained backbone (ImageNet weights, GeM pooling):")
     rows = [("untrained backbone", card["image_size"], evaluate(model, card, data, out / "untrained").metrics)]

@@ -6,7 +6,8 @@ from typing import Any
 import hydra
 
 from landmark_retrieval.commands import exit_on_error
-from landmark_retrieval.training.configs import compose, conf_folder
+from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.training.configs import choices, compose, conf_folder
 
 
 @exit_on_error
@@ -20,15 +21,21 @@ def _run(config: Any) -> None:
     for name, value in sorted(handoff.metrics.items()):
         if name.startswith("val/"):
             print(f"{name.removeprefix('val/')}: {value:.4f}")
+    if broken := handoff.metrics.get("data/broken_photos"):
+        print(f"broken photos skipped in the last epoch: {broken:.0f}")
     print(f"Handed over to {handoff.folder}")
 
 
 @exit_on_error
 def main() -> None:
     """Compose the config, with errors a person can act on, and run the stage."""
-    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    if not flags:
-        compose(sys.argv[1:])
+    arguments = sys.argv[1:]
+    if {"-m", "--multirun"} & set(arguments):
+        raise LandmarkRetrievalError(
+            "Stages do not run as a sweep: chain them with python -m landmark_retrieval.curriculum."
+        )
+    if not any(argument.startswith("-") for argument in arguments) and compose(arguments).stage is None:
+        raise LandmarkRetrievalError(f"No stage was chosen: add +stage=NAME, one of {', '.join(choices('stage'))}.")
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(_run)()
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from landmark_retrieval import cli
+from landmark_retrieval.data.reading import ShardedPhotos
 
 
 def run(capsys, *arguments):
@@ -54,8 +55,12 @@ def test_shard_refusals(photos, tmp_path, capsys):
     sentence = refused(capsys, "shard", "gldv2", copy, "--out", tmp_path / "t", "--sets", "full", "--workers", 1)
     assert victim.name in sentence
     assert "--skip-bad" in sentence
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in refused(capsys, "shard", "gldv2", photos, "--out", tmp_path / "file")
     (copy / "train.csv").write_text("id,url\nabc,\n")
-    assert "no column landmark_id" in refused(capsys, "shard", "gldv2", copy, "--out", tmp_path / "u", "--sets", "full")
+    assert "no column 'landmark_id'" in refused(
+        capsys, "shard", "gldv2", copy, "--out", tmp_path / "u", "--sets", "full"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,8 @@ def python(*arguments, cwd):
     [
         (["data.image_sise=64"], "no config key 'data.image_sise'"),
         (["data.root=nowhere"], "no data at nowhere"),
+        (["+trainer.max_epoch=3"], "max_epoch"),
+        (["-m"], "chain them with"),
     ],
 )
 def test_training_refusals(tmp_path, overrides, message):
@@ -124,6 +131,38 @@ def test_training_on_a_shard_cut_in_half(shards, tiny, tmp_path):
     assert ended.returncode == 2
     assert "shard-00002.tar has" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_training_without_a_stage(tmp_path):
+    ended = python("-m", "landmark_retrieval.train", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert (
+        ended.stderr
+        == "error: No stage was chosen: add +stage=NAME, one of finetune_large, pretrain_small, train_medium.\n"
+    )
+
+
+def test_broken_photos_in_a_shard_are_reported_and_nothing_but_broken_ones_refused(shards, tiny, tmp_path):
+    shutil.copytree(shards, tmp_path / "shards")
+    source = ShardedPhotos.open(tmp_path / "shards" / "train_c")
+    photos = list(source.photos())
+    small = [*tiny, "data.root=shards", "data.num_workers=1", "stage.epochs=1", "stage.warmup_epochs=0"]
+    for victims, code, text in (
+        (photos[:3], 0, "broken photos skipped in the last epoch: 3"),
+        (photos, 2, "None of 8 photos"),
+    ):
+        for shard in source.manifest.shards:
+            path = source.folder / shard.file
+            data = path.read_bytes()
+            for photo in victims:
+                data = data.replace(photo.data, b"\0" * len(photo.data))
+            path.write_bytes(data)
+        ended = python(
+            "-m", "landmark_retrieval.train", "+stage=pretrain_small", *small, f"run_dir=run{code}", cwd=tmp_path
+        )
+        assert ended.returncode == code, ended.stderr
+        assert text in (ended.stdout if code == 0 else ended.stderr)
+        assert "Traceback" not in ended.stderr
 
 
 def test_no_checkpoint_of_the_stage_before(tiny, tmp_path):

@@ -77,6 +77,10 @@ class TrainingBatches(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if batch_size < 1 or side < 1:
+            raise LandmarkRetrievalError(
+                f"A batch of {batch_size} photos of {side} pixels is not possible: set at least 1."
+            )
         shares = [epoch_shards(source.manifest.shards, seed, epoch, other, world) for other in range(world)]
         self.batches = min(sum(shard.photos for shard in share) for share in shares) // batch_size
         if not self.batches:
@@ -131,12 +135,22 @@ class PhotoBatches(IterableDataset[Batch]):
         start: leave out the photos before this one.
         rank: number of this process; batches are dealt out in turn.
         world: number of processes.
+
+    Raises:
+        LandmarkRetrievalError: fewer photos than processes.
     """
 
     def __init__(
         self, source: PhotoSource, side: int, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        self.source, self.side, self.batch_size = source, side, batch_size
+        left = len(source) - start
+        if left < world:
+            raise LandmarkRetrievalError(
+                f"{left} photos cannot be dealt out to {world} processes: use fewer devices for so few photos."
+            )
+        # every process gets at least one batch, or it would wait for the others for ever
+        self.batch_size = min(batch_size, left // world)
+        self.source, self.side = source, side
         self.start, self.rank, self.world = start, rank, world
 
     def __len__(self) -> int:

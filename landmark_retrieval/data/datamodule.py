@@ -11,6 +11,7 @@ from landmark_retrieval.data.batches import Batch, PhotoBatches, TrainingBatches
 from landmark_retrieval.data.dataset import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, train_folder
 from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.data.solutions import Solution, read_recognition_solution, read_retrieval_solution
+from landmark_retrieval.errors import LandmarkRetrievalError
 
 
 class LandmarkDataModule(pl.LightningDataModule):
@@ -69,8 +70,15 @@ class LandmarkDataModule(pl.LightningDataModule):
         if (self.root / RETRIEVAL_SOLUTION).exists():
             self.query, self.index = ShardedPhotos.open(self.root / "test"), ShardedPhotos.open(self.root / "index")
             self.retrieval_solution = read_retrieval_solution(self.root / RETRIEVAL_SOLUTION)
+            if not self.retrieval_solution.relevant:
+                raise LandmarkRetrievalError(
+                    f"All queries in {self.root / RETRIEVAL_SOLUTION} are Ignored: mark some as Private, or remove the "
+                    f"file."
+                )
             if (self.root / RECOGNITION_SOLUTION).exists():
-                self.recognition_solution = read_recognition_solution(self.root / RECOGNITION_SOLUTION)
+                recognition = read_recognition_solution(self.root / RECOGNITION_SOLUTION)
+                # without a single labelled query there is nothing to recognise
+                self.recognition_solution = recognition if any(recognition.relevant.values()) else None
         self._epoch_batches: TrainingBatches | None = None
 
     @property

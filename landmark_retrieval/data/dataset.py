@@ -3,6 +3,7 @@
 This is the form that training and evaluation read, made from GLDv2 or from a folder of one's own.
 """
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -41,18 +42,18 @@ def shard_gldv2(
     for split in ("index", "test"):
         if (root / f"{split}.csv").exists():
             tables[split] = read_photos(root, split)
-    for name, read in (
-        (RETRIEVAL_SOLUTION, read_retrieval_solution),
-        (RECOGNITION_SOLUTION, read_recognition_solution),
-    ):
-        if (root / name).exists():
-            read(root / name)  # an error in it is better told now than after the sharding
-            with replacing(out / name) as temporary:
-                shutil.copyfile(root / name, temporary)
-    return {
+    readers = {RETRIEVAL_SOLUTION: read_retrieval_solution, RECOGNITION_SOLUTION: read_recognition_solution}
+    solutions = [name for name in readers if (root / name).exists()]
+    for name in solutions:
+        readers[name](root / name)  # an error in it is better told now than after the sharding
+    manifests = {
         name: write_shards(table, out / name, photos_per_shard, name.startswith("train"), seed, skip_bad, workers, name)
         for name, table in tables.items()
     }
+    for name in solutions:
+        with replacing(out / name) as temporary:
+            shutil.copyfile(root / name, temporary)
+    return manifests
 
 
 def shard_folder(
@@ -75,21 +76,18 @@ def shard_folder(
     out = Path(out)
     table = folders.read_folder(root)
     tables = {"train": table}
+    relevant: dict[str, list[str]] = {}
     if hold_out:
         tables["train"], tables["test"], tables["index"], relevant = folders.hold_out(table, hold_out, seed)
-        with open_replacing(out / RETRIEVAL_SOLUTION) as file:
-            # ids are paths and may hold spaces, which separate ids in this file
-            if any(" " in photo for photo in tables["index"].ids):
-                raise LandmarkRetrievalError(
-                    f"Some photos below {root} have a space in their path, which the solution file cannot hold: rename "
-                    f"them."
-                )
-            file.write("id,images,Usage\r\n")
-            file.writelines(f"{query},{' '.join(images)},Private\r\n" for query, images in relevant.items())
-    return {
+    manifests = {
         name: write_shards(table, out / name, photos_per_shard, name == "train", seed, skip_bad, workers, name)
         for name, table in tables.items()
     }
+    if relevant:
+        with open_replacing(out / RETRIEVAL_SOLUTION) as file:
+            rows = ((query, " ".join(images), "Private") for query, images in relevant.items())
+            csv.writer(file).writerows([("id", "images", "Usage"), *rows])
+    return manifests
 
 
 def train_folder(root: str | Path, which: str) -> Path:

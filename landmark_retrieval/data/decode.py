@@ -27,7 +27,7 @@ def decode(data: bytes, reduced: bool = False) -> np.ndarray:
         BrokenPhotoError: empty, cut short, or not a photo.
     """
     if not data:
-        raise BrokenPhotoError("the file is empty")
+        raise BrokenPhotoError("the file is empty or cannot be read")
     # a decoder fills the missing part of a cut JPEG with grey and says nothing; an EXIF thumbnail has an end mark too
     if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < len(data) // 2:
         raise BrokenPhotoError("the JPEG is cut short")

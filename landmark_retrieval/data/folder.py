@@ -1,6 +1,8 @@
 """One's own photos: a folder per landmark."""
 
+import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -10,7 +12,10 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 
 
 def read_folder(root: str | Path) -> PhotoTable:
-    """Photos at root/<landmark>/**/<photo>.jpg (or .jpeg, .png, .webp); ids are the paths below root, with slashes.
+    """Photos at root/<landmark>/**/<photo>.jpg (or .jpeg, .png, .webp).
+
+    Ids are the paths below root with slashes, blanks in them written as in URLs ("Old%20bridge/1.jpg"): in the files of
+    the Google Landmarks challenges blanks separate ids.
 
     Raises:
         LandmarkRetrievalError: no such folder, no landmark folder in it, or a landmark folder without photos.
@@ -27,9 +32,19 @@ def read_folder(root: str | Path) -> PhotoTable:
         photos = list_photos(landmark)
         if not photos:
             raise LandmarkRetrievalError(f"Landmark folder {landmark} holds no photos: add some, or remove the folder.")
-        ids += [path.relative_to(root).as_posix() for path in photos]
+        ids += [re.sub(r"[\s%]", lambda blank: quote(blank[0]), path.relative_to(root).as_posix()) for path in photos]
         labels += [label] * len(photos)
-    return PhotoTable(ids, root.joinpath, np.asarray(labels, np.int64), tuple(path.name for path in landmarks))
+    return PhotoTable(ids, QuotedPath(root), np.asarray(labels, np.int64), tuple(path.name for path in landmarks))
+
+
+class QuotedPath:
+    """Id of `read_folder` -> file; a class, so that worker processes can receive it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, photo: str) -> Path:  # noqa: D102
+        return self.root / unquote(photo)
 
 
 def list_photos(root: str | Path) -> list[Path]:

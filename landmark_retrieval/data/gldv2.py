@@ -1,13 +1,12 @@
 """Google Landmarks v2 in its own layout: CSVs, and photos at a/b/c/<id>.jpg."""
 
-import csv
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from landmark_retrieval.data.photos import PhotoTable
+from landmark_retrieval.data.tables import read_rows
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 TrainSet = Literal["c", "x", "full"]
@@ -39,7 +38,7 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
     ids: list[str] = []
     landmarks: list[int] = []
     if which == "c":
-        for line, (landmark, images) in _rows(root / "train_clean.csv", ("landmark_id", "images")):
+        for line, (landmark, images) in read_rows(root / "train_clean.csv", ("landmark_id", "images"), "GLDv2"):
             photos = images.split()
             if not photos:
                 raise LandmarkRetrievalError(
@@ -49,10 +48,11 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
             landmarks += [_landmark_id(landmark, root / "train_clean.csv", line)] * len(photos)
     else:
         known = set(read_train(root, "c").classes) if which == "x" else None
-        for line, (photo, landmark) in _rows(root / "train.csv", ("id", "landmark_id")):
-            if known is None or landmark in known:
+        for line, (photo, landmark) in read_rows(root / "train.csv", ("id", "landmark_id"), "GLDv2"):
+            number = _landmark_id(landmark, root / "train.csv", line)
+            if known is None or str(number) in known:
                 ids.append(photo)
-                landmarks.append(_landmark_id(landmark, root / "train.csv", line))
+                landmarks.append(number)
     if not ids:
         raise LandmarkRetrievalError(f"GLDv2 set {which!r} in {root} names no photos: look at its CSV files.")
     _refuse_duplicates(ids, root / ("train_clean.csv" if which == "c" else "train.csv"))
@@ -67,7 +67,7 @@ def read_photos(root: str | Path, split: Literal["index", "test"]) -> PhotoTable
         LandmarkRetrievalError: no such folder, file or column, or an id that stands twice.
     """
     root = existing_folder(root)
-    ids = [photo for _, (photo,) in _rows(root / f"{split}.csv", ("id",))]
+    ids = [photo for _, (photo,) in read_rows(root / f"{split}.csv", ("id",), "GLDv2")]
     _refuse_duplicates(ids, root / f"{split}.csv")
     return PhotoTable(ids, PhotoPath(root / split))
 
@@ -90,34 +90,6 @@ def existing_folder(path: str | Path) -> Path:
             f"There is no folder {path}: give the folder that holds the photos and their CSV files."
         )
     return path
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line number and the named columns of each row; column order and a byte order mark do not matter."""
-    try:
-        file = path.open(newline="", encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise LandmarkRetrievalError(f"There is no file {path}: the GLDv2 layout needs it.") from None
-    with file:
-        # a cleaned landmark's photos stand in one cell, which can be longer than csv's default limit
-        csv.field_size_limit(1 << 27)
-        reader = csv.reader(file)
-        header = next(reader, [])
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise LandmarkRetrievalError(
-                f"{path} has no column {', '.join(missing)} (it has: {', '.join(header) or 'none'}): mend its first "
-                f"line."
-            )
-        positions = [header.index(column) for column in columns]
-        for row in reader:
-            if not row:
-                continue
-            if len(row) <= max(positions):
-                raise LandmarkRetrievalError(
-                    f"{path}, line {reader.line_num}, has {len(row)} cells: mend or remove it."
-                )
-            yield reader.line_num, [row[position] for position in positions]
 
 
 def _landmark_id(text: str, path: Path, line: int) -> int:

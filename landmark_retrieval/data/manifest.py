@@ -1,5 +1,6 @@
 """The manifest of a folder of shards: what is in it, so that reading can be planned and checked before it starts."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Manifest:
     def photos(self) -> int:
         """Number of photos in all shards."""
         return sum(shard.photos for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Says which photos the shards hold, to the byte: a sha256 over those of the shards."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def write(self, folder: str | Path) -> None:
         """Write it into `folder`, whole or not at all."""

@@ -40,9 +40,13 @@ class PhotoTable:
         return len(self.ids)
 
     def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
-        """Read the photos of rows [start, stop) in order. OSError where a file cannot be read."""
+        """Read the photos of rows [start, stop) in order; one whose file cannot be read comes without bytes."""
         for row in range(start, len(self) if stop is None else min(stop, len(self))):
-            yield self.photo(row)
+            try:
+                yield self.photo(row)
+            except OSError:
+                # without bytes it counts as broken wherever photos are decoded
+                yield Photo(self.ids[row], None if self.labels is None else int(self.labels[row]), b"")
 
     def photo(self, row: int) -> Photo:
         """Read one photo. OSError where its file cannot be read."""
@@ -61,8 +65,13 @@ class PhotoTable:
 
     @property
     def fingerprint(self) -> str:
-        """Says which photos these are and in which order: a sha256 over the ids."""
-        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        """Says which photos these are, in which order: a sha256 over ids, sizes and times of change."""
+        digest = hashlib.sha256()
+        for photo in self.ids:
+            path = self.locate(photo)
+            held = path.stat() if path.exists() else None
+            digest.update(f"{photo}\0{held and (held.st_size, held.st_mtime_ns)}\n".encode())
+        return digest.hexdigest()
 
     def take(self, rows: np.ndarray) -> "PhotoTable":
         """The table of these rows, in this order, with the same classes."""

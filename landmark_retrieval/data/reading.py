@@ -49,7 +49,7 @@ class ShardedPhotos:
     @property
     def fingerprint(self) -> str:
         """Says which photos these are and in which order."""
-        return self.manifest.plan
+        return self.manifest.fingerprint
 
     def mixed(self, shards: list[Shard], seed: int, buffer: int) -> Iterator[Photo]:
         """The photos of these shards, mixed by a buffer of `buffer` photos; the same seed gives the same order."""

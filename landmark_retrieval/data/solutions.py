@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from landmark_retrieval.data.tables import read_rows
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import open_replacing
 
@@ -207,43 +208,15 @@ def _read_predictions(
 
 def _rows(path: str | Path, columns: Sequence[str], what: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield where a row stands (for errors), its query id and the cells of `columns`."""
-    path = Path(path)
     seen: dict[str, int] = {}
-    # a landmark with ten thousand photos makes a cell longer than the csv module's default limit
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for column in ("id", *columns):
-                if column not in (reader.fieldnames or ()):
-                    raise LandmarkRetrievalError(
-                        f"The {what} file {path} has no column {column!r}: its first line must be "
-                        f"{','.join(('id', *columns))}."
-                    )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise LandmarkRetrievalError(
-                        f"{path}, line {reader.line_num}: the row must have {len(reader.fieldnames or ())} cells like "
-                        "the first line; separate several values in a cell by blanks, not commas."
-                    )
-                query = row["id"].strip()
-                where = f"{path}, line {reader.line_num}, query {query!r}"
-                if not query:
-                    raise LandmarkRetrievalError(f"{path}, line {reader.line_num}: the id is empty.")
-                if query in seen:
-                    raise LandmarkRetrievalError(
-                        f"{where}: the query was already in line {seen[query]}; remove one of them."
-                    )
-                seen[query] = reader.line_num
-                yield where, query, [row[column].strip() for column in columns]
-    except FileNotFoundError:
-        raise LandmarkRetrievalError(
-            f"There is no {what} file at {path}: give the path of a Kaggle CSV file."
-        ) from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise LandmarkRetrievalError(f"The {what} file {path} is not a CSV file in UTF-8 ({error}).") from None
-    finally:
-        csv.field_size_limit(limit)
+    for line, (query, *cells) in read_rows(path, ("id", *columns), what):
+        where = f"{path}, line {line}, query {query!r}"
+        if not query:
+            raise LandmarkRetrievalError(f"{path}, line {line}: the id is empty.")
+        if query in seen:
+            raise LandmarkRetrievalError(f"{where}: the query was already in line {seen[query]}; remove one of them.")
+        seen[query] = line
+        yield where, query, cells
 
 
 def _write(path: str | Path, column: str, rows: Sequence[tuple[str, str]]) -> None:

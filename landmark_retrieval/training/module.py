@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from landmark_retrieval.data.batches import Batch
 from landmark_retrieval.data.datamodule import LandmarkDataModule
 from landmark_retrieval.data.transforms import normalize
+from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.heads import SubCenterArcFace
 from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.search import exact_search
-from landmark_retrieval.training.freezing import freeze, freeze_batchnorm, matching_modules
+from landmark_retrieval.training import freezing
 from landmark_retrieval.training.schedule import cosine_with_warmup
 
 
@@ -56,9 +57,13 @@ class LandmarkModule(pl.LightningModule):
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.backbone_lr_scale = backbone_lr_scale
         # tuples of references, not submodules of this module: the model already holds them
-        self._frozen = tuple(matching_modules(model, freeze, "stage.freeze"))
-        self._fixed_statistics = tuple(matching_modules(model, freeze_batchnorm, "stage.freeze_batchnorm"))
-        self._described: list[dict[str, Tensor]] = []
+        self._frozen = tuple(freezing.matching_modules(model, freeze, "stage.freeze"))
+        self._fixed_statistics = tuple(freezing.matching_modules(model, freeze_batchnorm, "stage.freeze_batchnorm"))
+        self._described: list[dict[str, Any]] = []
+        self._bad_steps: Any = 0
+        self.metrics_so_far: dict[str, float] = {}
+        # before any strategy wraps the module: it must not wait for gradients that never come
+        freezing.freeze(self._frozen)
 
     @property
     def data(self) -> LandmarkDataModule:
@@ -72,7 +77,6 @@ class LandmarkModule(pl.LightningModule):
     # --- optimisation ---
 
     def configure_optimizers(self) -> Any:  # noqa: D102
-        freeze(self._frozen)
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -84,41 +88,62 @@ class LandmarkModule(pl.LightningModule):
         )
         steps = max(1, self.trainer.estimated_stepping_batches / max(1, self.trainer.max_epochs or 1))
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_with_warmup((step + 1) / steps, self.epochs, self.warmup_epochs)
+            optimizer, lambda step: cosine_with_warmup((step + 0.5) / steps, self.epochs, self.warmup_epochs)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
-        freeze(self._frozen)
-        freeze_batchnorm(self._fixed_statistics)
+        freezing.freeze(self._frozen)
+        freezing.freeze_batchnorm(self._fixed_statistics)
+        self._bad_steps = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102
         loss = self.head(self(batch["images"]), batch["labels"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=False)
+        self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        # looked at when the epoch is over: a look at each step would make the host wait for the device
+        self._bad_steps = self._bad_steps + ~torch.isfinite(loss.detach())
         return loss
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
-        broken = float(self.data.broken_photos)
-        self.log("data/broken_photos", broken, reduce_fx="sum", sync_dist=True)
+        self._refuse_bad_steps()
+        broken = float(self.trainer.strategy.reduce(torch.tensor(float(self.data.broken_photos)), reduce_op="sum"))
+        self.log("data/broken_photos", broken)
         if broken:
             self.print(f"{broken:.0f} broken photos were skipped in epoch {self.current_epoch}.")
+
+    def _refuse_bad_steps(self) -> None:
+        """End the run before a checkpoint of it is written, if the loss has not been a finite number."""
+        bad, self._bad_steps = int(self._bad_steps), 0
+        if bad:
+            raise LandmarkRetrievalError(
+                f"The loss was not a finite number in {bad} steps of epoch {self.current_epoch}: set a smaller "
+                f"optimizer.lr, or "
+                "trainer.precision=32-true."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        self.metrics_so_far = checkpoint["metrics"]
 
     # --- measurement ---
 
     def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self._refuse_bad_steps()
         self._described = []
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: D102
         if not batch["ids"]:
             return
         descriptors = self(batch["images"]).float()
-        rows = {"positions": torch.tensor(batch["positions"]), "descriptors": F.normalize(descriptors).cpu()}
-        rows["split"] = torch.full_like(rows["positions"], dataloader_idx)
+        rows: dict[str, Any] = {"descriptors": F.normalize(descriptors).cpu(), "ids": batch["ids"]}
+        rows |= {"split": dataloader_idx, "position": batch["positions"][0]}
         if dataloader_idx == 0 and self.data.recognition_solution is not None:
             score, label = self.head.cosine(descriptors).max(1)
             rows |= {"label": label.cpu(), "score": score.cpu()}
-        self._described.append(rows | {"ids": batch["ids"]})
+        self._described.append(rows)
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
         described = self._gather(self._described)
@@ -138,15 +163,15 @@ class LandmarkModule(pl.LightningModule):
 
     def _measure(self, described: list[Any]) -> dict[str, float]:
         solution = self.data.retrieval_solution
-        sides = [[rows for rows in described if int(rows["split"][0]) == side] for side in (0, 1)]
+        # in the order of the photos, however many processes described them: ties go to the earlier photo
+        described = sorted(described, key=lambda rows: rows["position"])
+        sides = [[rows for rows in described if rows["split"] == side] for side in (0, 1)]
         if solution is None or not all(sides):
             return {}
         (query_ids, queries), (index_ids, index) = (
             ([i for rows in side for i in rows["ids"]], torch.cat([rows["descriptors"] for rows in side]))
             for side in sides
         )
-        if not (torch.isfinite(queries).all() and torch.isfinite(index).all()):
-            return {"val/map_at_100": 0.0, "val/precision_at_1": 0.0}
         nearest, _ = exact_search(queries, index, min(100, len(index)))
         ranked = {q: [index_ids[i] for i in row] for q, row in zip(query_ids, nearest.tolist(), strict=True)}
         counted = {q: ranked[q] for q in solution.relevant if q in ranked}

@@ -1,6 +1,7 @@
 """Run one stage from its composed config: data, model, head, training, hand-over."""
 
 import importlib
+import itertools
 import logging
 import warnings
 from collections.abc import Callable
@@ -10,8 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from timm.layers import convert_sync_batchnorm
 
 from landmark_retrieval.data.datamodule import LandmarkDataModule
+from landmark_retrieval.data.dataset import train_folder
+from landmark_retrieval.data.manifest import Manifest
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
@@ -20,7 +25,8 @@ from landmark_retrieval.training.handoff import PAGE, Handoff
 from landmark_retrieval.training.module import LandmarkModule
 
 # what may differ between two calls for the second to carry on with what the first began
-_FREE_KEYS = ("trainer", "logger", "run_dir", "resume")
+_FREE_KEYS = ("logger", "run_dir", "resume")
+_FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
 
 
 def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Handoff:
@@ -63,6 +69,9 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Han
         f"Stage {stage['name']}: {len(data.train):,} photos of {len(classes):,} landmarks from {data.train.folder} at "
         f"{data.image_size} px, {sum(p.numel() for p in model.parameters()):,} parameters."
     )
+    if config["trainer"]["sync_batchnorm"]:
+        # timm's, since torch's own would drop the activations that timm keeps inside its BatchNorm layers
+        model = convert_sync_batchnorm(model)
     module = LandmarkModule(
         model,
         head,
@@ -79,7 +88,8 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Han
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # a run that had only its hand-over left to write has measured nothing now
+    metrics = module.metrics_so_far | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         card = _card(config, data)
         Handoff.write(folder, stage["name"], model, head, card, classes, metrics, comparable(config))
@@ -97,13 +107,15 @@ def finished_handoff(config: dict[str, Any]) -> Handoff | None:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config decides the result, with the fingerprint of the weights it starts from."""
+    """What of a config decides the result, with fingerprints of the photos and of the weights it starts from."""
     kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
+    kept["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _FREE_TRAINER_KEYS}
+    photos = Manifest.read(train_folder(config["data"]["root"], config["data"]["train_set"])).fingerprint
     parent = _parent_folder(config)
     weights = None
     if parent and (parent / PAGE).exists():
         weights = Handoff.read(parent, "run that stage again").card["weights_sha256"]
-    return {**kept, "parent_weights_sha256": weights}
+    return {**kept, "photos_sha256": photos, "parent_weights_sha256": weights}
 
 
 def build(config: dict[str, Any], **more: Any) -> Any:
@@ -116,7 +128,7 @@ def build(config: dict[str, Any], **more: Any) -> Any:
         raise LandmarkRetrievalError(
             f"There is no {config['_target_']} ({error}): mend `_target_` in the config."
         ) from error
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, MisconfigurationException) as error:
         raise LandmarkRetrievalError(f"{name}: {error}") from error
 
 
@@ -165,6 +177,7 @@ def _checkpoint(config: dict[str, Any], folder: Path, say: Callable[[str], None]
     if config["resume"] and last.exists() and record.exists():
         if read_json(record, "record of the run", f"delete {folder}") == wanted:
             say(f"Carrying on from {last}.")
+            _keep_log(folder / "logs" / "csv" / "metrics.csv")
             return str(last)
         say("The config has changed since the last run in this folder: starting again.")
     for old in (folder / "checkpoints").glob("*.ckpt"):
@@ -173,8 +186,15 @@ def _checkpoint(config: dict[str, Any], folder: Path, say: Callable[[str], None]
     return None
 
 
+def _keep_log(path: Path) -> None:
+    """Move the log of the interrupted run aside, which the logger would delete."""
+    if path.exists():
+        numbers = (number for number in itertools.count(1) if not path.with_stem(f"metrics-{number}").exists())
+        path.rename(path.with_stem(f"metrics-{next(numbers)}"))
+
+
 def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Trainer:
-    settings = dict(config["trainer"])
+    settings = {key: value for key, value in config["trainer"].items() if key != "sync_batchnorm"}
     if settings["precision"] is None:
         cuda = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
         settings["precision"] = (
@@ -189,8 +209,8 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         enable_version_counter=False,
     )
     stage = config["stage"]
-    return pl.Trainer(
-        **settings,
+    return build(
+        {"_target_": "pytorch_lightning.Trainer", **settings},
         max_epochs=stage["stop"] or stage["epochs"],
         logger=[build(logger) for logger in config["logger"].values()],
         callbacks=[checkpoints],

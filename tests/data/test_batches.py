@@ -104,7 +104,7 @@ def test_nothing_but_broken_photos_is_an_error(damaged, tmp_path):
         list(TrainingBatches(source, 32, 8))
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, 3, 8])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_description_sees_each_photo_once(shards, workers, world):
     source = ShardedPhotos.open(shards / "index")
@@ -129,11 +129,16 @@ def test_table_and_shards_give_the_same_batches(photos, shards):
         assert torch.equal(first["images"], second["images"])
 
 
+def test_more_processes_than_photos(shards):
+    with pytest.raises(LandmarkRetrievalError, match="cannot be dealt out to 20 processes"):
+        PhotoBatches(ShardedPhotos.open(shards / "test"), 32, 4, world=20)
+
+
 def test_a_table_of_broken_files(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     (batch,) = PhotoBatches(PhotoTable(["a.jpg"], tmp_path.joinpath), 16, 4)
     assert batch["images"].shape == (0, 16, 16, 3)
-    assert batch["broken"] == [("a.jpg", "the file is empty")]
+    assert batch["broken"] == [("a.jpg", "the file is empty or cannot be read")]
 
 
 def test_training_images_look_like_their_photos(sharded):

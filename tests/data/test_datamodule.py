@@ -20,14 +20,16 @@ def test_sets_of_gldv2(shards):
 def test_a_folder_of_ones_own_with_landmarks_held_out(photos, tmp_path):
     own = tmp_path / "own"
     for i, path in enumerate(sorted((photos / "train").rglob("*.jpg"))[:12]):
-        (own / f"landmark{i % 3}").mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, own / f"landmark{i % 3}" / f"{i}.jpg")
+        (own / f"100 % old, place {i % 3}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, own / f"100 % old, place {i % 3}" / f"{i} a.jpg")
     shard_folder(own, tmp_path / "shards", hold_out=0.3, workers=1)
     data = LandmarkDataModule(tmp_path / "shards", "x", image_size=32, batch_size=4, num_workers=0)
     assert len(data.train) == 8
     assert len(data.query) + len(data.index) == 4
     assert len(data.train_dataloader()) == 2
     assert [len(loader) for loader in data.val_dataloader()] == [1, 1]
+    (images,) = data.retrieval_solution.relevant.values()
+    assert set(images) == {photo.id for photo in data.index.photos()}
 
 
 def test_data_without_validation(shards, tmp_path):

@@ -20,7 +20,7 @@ def test_folder_per_landmark(root):
     table = read_folder(root)
     assert table.classes == ("Arch", "Old bridge", "Tower")
     np.testing.assert_array_equal(np.bincount(table.labels), [1, 9, 6])
-    assert table.ids[0] == "Arch/sub/photo 0.JPG"
+    assert table.ids[0] == "Arch/sub/photo%200.JPG"
     assert all(table.locate(photo).is_file() for photo in table.ids)
     assert len(read_unlabelled(root)) == 16
 

@@ -53,17 +53,18 @@ def test_byte_order_mark_and_column_order(root):
 @pytest.mark.parametrize(
     ("name", "content", "which", "message"),
     [
-        ("train.csv", "id,url\nx,\n", "full", "no column landmark_id"),
+        ("train.csv", "id,url\nx,\n", "full", "no column 'landmark_id'"),
         ("train_clean.csv", "landmark_id,images\n7,\n", "c", "Landmark 7 .* has no photos"),
         ("train_clean.csv", "landmark_id,images\nseven,abc\n", "c", "'seven' is not a number"),
         ("train.csv", "id,url,landmark_id\nabc,,1\nabc,,2\n", "full", "abc stands more than once"),
-        ("train.csv", "id,url,landmark_id\nabc\n", "full", "line 2, has 1 cells"),
+        ("train.csv", "id,url,landmark_id\nabc\n", "full", "line 2: the row must have 3 cells"),
         ("train.csv", "id,url,landmark_id\n", "full", "names no photos"),
-        ("train.csv", "", "full", "no column id, landmark_id"),
+        ("train.csv", "", "full", "no column 'id'"),
+        ("train.csv", b"id,url,landmark_id\nabc,\xe9,1\n", "full", "not a CSV file in UTF-8"),
     ],
 )
 def test_damaged_csv(root, name, content, which, message):
-    (root / name).write_text(content)
+    (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(LandmarkRetrievalError, match=message):
         read_train(root, which)
 
@@ -71,7 +72,7 @@ def test_damaged_csv(root, name, content, which, message):
 def test_missing_things_are_named(root):
     with pytest.raises(LandmarkRetrievalError, match=r"no folder .*nowhere"):
         read_train(root / "nowhere")
-    with pytest.raises(LandmarkRetrievalError, match=r"no file .*test\.csv"):
+    with pytest.raises(LandmarkRetrievalError, match=r"no GLDv2 file at .*test\.csv"):
         read_photos(root, "test")
     with pytest.raises(LandmarkRetrievalError, match="choose one of c, x, full"):
         read_train(root, "clean")

@@ -67,6 +67,15 @@ def test_broken_photos_are_counted_and_listed(model, photos, tmp_path):
         assert set(broken_photos(tmp_path / "out")) == {"1.jpg", "4.jpg"}
 
 
+def test_photos_exchanged_under_the_same_names(model, photos, tmp_path):
+    first, second = sorted((photos / "index").rglob("*.jpg"))[:2]
+    (tmp_path / "a.jpg").write_bytes(first.read_bytes())
+    extract(model, CARD, read_unlabelled(tmp_path), tmp_path / "out", workers=0)
+    (tmp_path / "a.jpg").write_bytes(second.read_bytes())
+    with pytest.raises(LandmarkRetrievalError, match="other photos"):
+        extract(model, CARD, read_unlabelled(tmp_path), tmp_path / "out", workers=0)
+
+
 def test_other_photos_or_another_model_in_the_folder(model, photos, tmp_path):
     extract(model, CARD, read_photos(photos, "test"), tmp_path, workers=0)
     with pytest.raises(LandmarkRetrievalError, match="other photos"):
