@@ -14,16 +14,16 @@ from landmark_retrieval.training.configs import choices, compose, conf_folder
 def _run(config: Any) -> None:
     from omegaconf import OmegaConf
 
-    from landmark_retrieval.training.stage import run_stage
+    from landmark_retrieval.training.stage import run_stage, say_once
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     handoff = run_stage(plain)
     for name, value in sorted(handoff.metrics.items()):
         if name.startswith("val/"):
-            print(f"{name.removeprefix('val/')}: {value:.4f}")
+            say_once(f"{name.removeprefix('val/')}: {value:.4f}")
     if broken := handoff.metrics.get("data/broken_photos"):
-        print(f"broken photos skipped in the last epoch: {broken:.0f}")
-    print(f"Handed over to {handoff.folder}")
+        say_once(f"broken photos skipped in the last epoch: {broken:.0f}")
+    say_once(f"Handed over to {handoff.folder}")
 
 
 @exit_on_error

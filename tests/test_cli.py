@@ -111,7 +111,6 @@ def python(*arguments, cwd):
     [
         (["data.image_sise=64"], "no config key 'data.image_sise'"),
         (["data.root=nowhere"], "no data at nowhere"),
-        (["+trainer.max_epoch=3"], "max_epoch"),
         (["-m"], "chain them with"),
     ],
 )

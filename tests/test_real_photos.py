@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from landmark_retrieval.data.dataset import shard_gldv2
 from landmark_retrieval.retrieval.evaluate import evaluate
@@ -27,7 +28,12 @@ def test_the_untrained_backbone_reaches_its_known_figure(tmp_path):
         "index": (939, 0),
         "test": (344, 0),
     }
-    evaluation = evaluate(*load_model("imagenet"), tmp_path / "shards", tmp_path / "out")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        evaluation = evaluate(*load_model("imagenet"), tmp_path / "shards", tmp_path / "out")
+    finally:
+        torch.set_num_threads(threads)
     assert 100 * evaluation.metrics["map_at_100"] == pytest.approx(45.58, abs=0.5)
     assert 100 * evaluation.metrics["precision_at_1"] == pytest.approx(82.5, abs=2)
     assert evaluation.broken == {}

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from timm.layers import convert_sync_batchnorm
 
@@ -29,7 +30,11 @@ _FREE_KEYS = ("logger", "run_dir", "resume")
 _FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
 
 
-def run_stage(config: dict[str, Any], say: Callable[[str], None] = print) -> Handoff:
+# of several processes only the first one talks
+say_once: Callable[[str], None] = rank_zero_only(print)
+
+
+def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> Handoff:
     """Train one stage and write its hand-over into the run folder.
 
     A stage that is finished with the same config is not run again; one that was interrupted carries on after its last
@@ -142,6 +147,9 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # the figures are those of all processes already
+        ".*Total length of `list` across ranks is zero.*",  # data without validation
     ):
         warnings.filterwarnings("ignore", text)
 

@@ -1,6 +1,8 @@
 """A stage from config to hand-over, with a model small enough for a test."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from landmark_retrieval import DOLGNet
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.training import stage as module
 from landmark_retrieval.training.configs import compose
@@ -170,6 +173,36 @@ def test_mixed_precision_and_no_validation(config, shards, tmp_path):
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 
 
+def test_synchronised_batchnorm_keeps_the_activations():
+    """What `trainer.sync_batchnorm` does to a model changes nothing of what it computes outside training."""
+    net = DOLGNet("tf_efficientnet_lite0").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = net(images)
+        converted = module.convert_sync_batchnorm(net)
+        torch.testing.assert_close(converted(images), before)
+    assert any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in converted.modules())
+
+
+def test_two_processes_train_one_stage(tiny, tmp_path):
+    """With frozen layers, and with fewer query photos than a batch."""
+    command = [sys.executable, "-m", "landmark_retrieval.train", "+stage=pretrain_small", *tiny, "data.batch_size=4"]
+    command += ["trainer.devices=2", "trainer.strategy=ddp", "stage.freeze=[backbone]", "run_dir=run"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Handed over to run") == 1
+    alone = [*tiny, "data.batch_size=4", "stage.freeze=[backbone]", "run_dir=run"]
+    parent = Handoff.read(tmp_path / "run", "")
+    # validation of both halves together equals validation of the whole by one process
+    again = OmegaConf.to_container(
+        compose(["+stage=train_medium", *alone, f"stage.weights={tmp_path}/run", "optimizer.lr=0"]), resolve=True
+    )
+    again["run_dir"] = str(tmp_path / "again")
+    again["stage"]["freeze"] = ["backbone", "local_context", "attention", "global_project", "global_pool", "neck"]
+    for name in ("map_at_100", "precision_at_1", "gap"):
+        assert run_stage(again).metrics[f"val/{name}"] == pytest.approx(parent.metrics[f"val/{name}"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -177,6 +210,7 @@ def test_mixed_precision_and_no_validation(config, shards, tmp_path):
         (["data.root=/nowhere"], "no data at /nowhere"),
         (["model.backbone=resnet9000"], "DOLGNet: timm has no model called 'resnet9000'"),
         (["stage.freeze=[backbne]"], "no module of the model matches 'backbne'"),
+        (["+trainer.max_epoch=3"], "Trainer: .*max_epoch"),
         (["stage.weights=/nowhere"], "no hand-over of a finished stage at /nowhere"),
     ],
 )
