@@ -40,8 +40,7 @@ def in_processes(
         except BrokenProcessPool:
             raise LandmarkRetrievalError(
                 "A worker process died, for lack of memory or because the calling script has no `if __name__ == "
-                "'__main__':` around "
-                "its call: mend that, or use one worker."
+                "'__main__':` around its call: mend that, or use one worker."
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

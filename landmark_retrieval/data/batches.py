@@ -86,8 +86,7 @@ class TrainingBatches(IterableDataset[Batch]):
         if not self.batches:
             raise LandmarkRetrievalError(
                 f"{source.folder} holds {len(source)} photos, which is not one batch of {batch_size} for each of "
-                f"{world} processes: set a "
-                "smaller data.batch_size."
+                f"{world} processes: set a smaller data.batch_size."
             )
         self.source, self.side, self.batch_size = source, side, batch_size
         self.epoch, self.seed, self.shuffle_buffer, self.rank = epoch, seed, shuffle_buffer, rank
@@ -112,7 +111,7 @@ class TrainingBatches(IterableDataset[Batch]):
             if not good:
                 raise LandmarkRetrievalError(
                     f"None of {len(chunk)} photos in a row from {self.source.folder} can be decoded: write the shards "
-                    f"again."
+                    "again."
                 )
             filled = [good[i % len(good)] for i in range(self.batch_size)]
             yield {
@@ -124,9 +123,8 @@ class TrainingBatches(IterableDataset[Batch]):
 class PhotoBatches(IterableDataset[Batch]):
     """Every photo of a source once, resized to a square, for description.
 
-    Batches are dicts: `images` uint8 (b, side, side, 3), `ids` list of b, `positions` list of b (numbers of the
-        photos in the
-    source), `broken` list of (id, reason). b is at most the batch size, and less where photos are broken.
+    Batches are dicts: `images` uint8 (b, side, side, 3), `ids` list of b, `positions` list of b (numbers of the photos
+    in the source), `broken` list of (id, reason). b is at most the batch size, and less where photos are broken.
 
     Args:
         source: photos.

@@ -18,9 +18,8 @@ class LandmarkDataModule(pl.LightningDataModule):
     """Landmark photos in shards, as `landmark-retrieval shard` writes them.
 
     Training batches are dicts of `images` uint8 (B, S, S, 3) and `labels` int64 (B,); see `batches.TrainingBatches`.
-    Where the data
-    has `index` and `test` shards and a retrieval solution, there are two validation loaders, query photos and index
-    photos; see `batches.PhotoBatches`. The trainer has to reload the training loader each epoch
+    Where the data has `index` and `test` shards and a retrieval solution, there are two validation loaders, query
+    photos and index photos; see `batches.PhotoBatches`. The trainer has to reload the training loader each epoch
     (`reload_dataloaders_every_n_epochs=1`).
 
     Args:
@@ -73,7 +72,7 @@ class LandmarkDataModule(pl.LightningDataModule):
             if not self.retrieval_solution.relevant:
                 raise LandmarkRetrievalError(
                     f"All queries in {self.root / RETRIEVAL_SOLUTION} are Ignored: mark some as Private, or remove the "
-                    f"file."
+                    "file."
                 )
             if (self.root / RECOGNITION_SOLUTION).exists():
                 recognition = read_recognition_solution(self.root / RECOGNITION_SOLUTION)

@@ -109,6 +109,5 @@ def train_folder(root: str | Path, which: str) -> Path:
     held = sorted(path.name.removeprefix("train_") for path in root.glob("train*") if path.is_dir())
     raise LandmarkRetrievalError(
         f"{root} holds no training set {which!r} (it has: {', '.join(held) or 'none'}): write it with "
-        f"`landmark-retrieval shard`, "
-        "or set data.train_set."
+        "`landmark-retrieval shard`, or set data.train_set."
     )

@@ -94,8 +94,7 @@ def hold_out(
     if not 0 < fraction < 1 or len(candidates) == 0 or taken >= len(table.classes):
         raise LandmarkRetrievalError(
             f"Holding out {fraction:g} of {len(table.classes)} landmarks is not possible: it takes a fraction between "
-            f"0 and 1, a "
-            "landmark with two photos or more, and another one to train on."
+            "0 and 1, a landmark with two photos or more, and another one to train on."
         )
     rng = np.random.default_rng(seed)
     held = set(rng.choice(candidates, taken, replace=False).tolist())

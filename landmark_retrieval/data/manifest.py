@@ -93,6 +93,5 @@ class Manifest:
         if wrong:
             raise LandmarkRetrievalError(
                 f"Shard {wrong[0]} ({len(wrong)} of {len(self.shards)} shards are damaged): delete {folder} and write "
-                f"the "
-                "shards again, or copy the damaged ones once more."
+                "the shards again, or copy the damaged ones once more."
             )

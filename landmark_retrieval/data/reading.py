@@ -84,8 +84,7 @@ def epoch_shards(shards: tuple[Shard, ...], seed: int, epoch: int, rank: int = 0
     if len(shards) < world:
         raise LandmarkRetrievalError(
             f"{len(shards)} shards cannot be split over {world} processes: write them again with a smaller "
-            f"--photos-per-shard, or "
-            "use fewer devices."
+            "--photos-per-shard, or use fewer devices."
         )
     order = np.random.default_rng((seed, epoch)).permutation(len(shards))
     return [shards[i] for i in order[rank::world]]

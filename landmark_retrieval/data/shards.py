@@ -39,9 +39,8 @@ def write_shards(
     """Write the photos of a table into tar shards, byte for byte, each one verified.
 
     A sample is two members of a tar, `<number>.<suffix of the photo>` and `<number>.json` with its id and label, so
-    that any
-    id is allowed. Interrupted, the same call goes on after the last whole shard; finished, it does nothing. The same
-    table and seed give the same bytes, whatever the number of workers.
+    that any id is allowed. Interrupted, the same call goes on after the last whole shard; finished, it does nothing.
+    The same table and seed give the same bytes, whatever the number of workers.
 
     Args:
         table: the photos; with labels for training, without for index and query photos.
@@ -178,16 +177,14 @@ def _finish(table: PhotoTable, out: Path, plan: str, reports: list[_Report], ski
         if not skip_bad:
             raise LandmarkRetrievalError(
                 f"{len(refused)} of {len(table)} photos cannot be used, the first is {refused[0][1]} (all are in "
-                f"{out / REFUSED}): "
-                "mend or remove them, or leave them out with --skip-bad."
+                f"{out / REFUSED}): mend or remove them, or leave them out with --skip-bad."
             )
     counts = np.bincount([label for report in reports for label in report.labels], minlength=len(table.classes))
     gone = [table.classes[label] for label in np.flatnonzero(counts == 0)] if table.classes else []
     if gone:
         raise LandmarkRetrievalError(
             f"No photo of landmark {gone[0]} can be used ({len(gone)} landmarks are left without any): see "
-            f"{out / REFUSED}, add "
-            "photos, or remove the landmark."
+            f"{out / REFUSED}, add photos, or remove the landmark."
         )
     shards = tuple(report.shard for report in reports if report.shard.photos)
     manifest = Manifest(shards, table.classes, tuple(counts.tolist()) if table.classes else (), len(refused), plan)

@@ -90,8 +90,7 @@ def open_queries_and_index(data: Path) -> tuple[ShardedPhotos, ShardedPhotos]:
     if not (data / RETRIEVAL_SOLUTION).exists():
         raise LandmarkRetrievalError(
             f"{data} holds no {RETRIEVAL_SOLUTION}, so there is nothing to compare with: shard GLDv2 with its index "
-            f"and test photos, or "
-            "one's own folders with --hold-out."
+            "and test photos, or one's own folders with --hold-out."
         )
     return ShardedPhotos.open(data / "test"), ShardedPhotos.open(data / "index")
 

@@ -31,8 +31,8 @@ class PlannedStage:
         epochs = stage["stop"] or stage["epochs"]
         return (
             f"{self.name}: {epochs} epochs of set {data['train_set']} at {data['image_size']} px, batch "
-            f"{data['batch_size']}, lr "
-            f"{self.config['optimizer']['lr']:g}, from {stage['after'] or 'ImageNet'} -> {self.config['run_dir']}"
+            f"{data['batch_size']}, lr {self.config['optimizer']['lr']:g}, from {stage['after'] or 'ImageNet'} -> "
+            f"{self.config['run_dir']}"
         )
 
 
@@ -63,8 +63,7 @@ def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedSta
         if after and not config["stage"]["weights"] and after not in [earlier.name for earlier in stages]:
             raise LandmarkRetrievalError(
                 f"Stage {stage['stage']} of curriculum {name} follows {after}, which does not come before it: mend "
-                f"{path}, or set "
-                "stage.after or stage.weights for it."
+                f"{path}, or set stage.after or stage.weights for it."
             )
         stages.append(PlannedStage(own, config))
     return stages
@@ -105,8 +104,7 @@ def run_curriculum(
             if code or not handoff:
                 raise LandmarkRetrievalError(
                     f"Stage {stage.name} ended with exit code {code}: mend what it says above and run the curriculum "
-                    f"again; finished "
-                    "stages are kept."
+                    "again; finished stages are kept."
                 )
         handoffs.append(handoff)
         if after_stage:

@@ -90,8 +90,7 @@ class Handoff:
         if unlike:
             raise LandmarkRetrievalError(
                 f"Stage {self.stage} in {self.folder} hands over another model ({len(unlike)} tensors differ, the "
-                f"first is {unlike[0]}): "
-                "choose the same `model` in both stages."
+                f"first is {unlike[0]}): choose the same `model` in both stages."
             )
         model.load_state_dict(state)
         held = self._head_weight().view(len(self.classes), -1, self._width(head))

@@ -118,8 +118,7 @@ class LandmarkModule(pl.LightningModule):
         if bad:
             raise LandmarkRetrievalError(
                 f"The loss was not a finite number in {bad} steps of epoch {self.current_epoch}: set a smaller "
-                f"optimizer.lr, or "
-                "trainer.precision=32-true."
+                "optimizer.lr, or trainer.precision=32-true."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102

@@ -60,7 +60,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
 
     _quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    data = LandmarkDataModule(**config["data"], seed=config["seed"])
+    data = make(LandmarkDataModule, **config["data"], seed=config["seed"])
     parent = _parent(config)
     counts = data.train.manifest.class_counts
     model = build(config["model"], pretrained=config["model"]["pretrained"] and parent is None)
@@ -77,7 +77,8 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     if config["trainer"]["sync_batchnorm"]:
         # timm's, since torch's own would drop the activations that timm keeps inside its BatchNorm layers
         model = convert_sync_batchnorm(model)
-    module = LandmarkModule(
+    module = make(
+        LandmarkModule,
         model,
         head,
         **config["optimizer"],
@@ -124,17 +125,25 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any], **more: Any) -> Any:
-    """Make the object that `_target_` names. LandmarkRetrievalError with its reason if it refuses the arguments."""
-    arguments = {key: value for key, value in config.items() if key != "_target_"} | more
+    """Make the object that `_target_` names. LandmarkRetrievalError if there is none or it refuses the arguments."""
     module, _, name = config["_target_"].rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)(**arguments)
+        factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise LandmarkRetrievalError(
-            f"There is no {config['_target_']} ({error}): mend `_target_` in the config."
+            f"There is no {config['_target_']} ({error}): mend `_target_` in the config, or install what it needs."
         ) from error
+    return make(factory, **{key: value for key, value in config.items() if key != "_target_"}, **more)
+
+
+def make(factory: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """Call `factory`. LandmarkRetrievalError with its reason if it refuses the arguments."""
+    try:
+        return factory(*arguments, **more)
+    except LandmarkRetrievalError:
+        raise
     except (TypeError, ValueError, OSError, MisconfigurationException) as error:
-        raise LandmarkRetrievalError(f"{name}: {error}") from error
+        raise LandmarkRetrievalError(f"{getattr(factory, '__name__', factory)}: {error}") from error
 
 
 def _quieten() -> None:
@@ -172,8 +181,7 @@ def _parent(config: dict[str, Any]) -> Handoff | None:
         return None
     advice = (
         f"run that stage first (+stage={stage['after']}), name its folder with stage.weights=FOLDER, or start from "
-        f"ImageNet with "
-        "stage.after=null"
+        "ImageNet with stage.after=null"
     )
     return Handoff.read(folder, advice)
 
@@ -217,8 +225,9 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         enable_version_counter=False,
     )
     stage = config["stage"]
-    return build(
-        {"_target_": "pytorch_lightning.Trainer", **settings},
+    return make(
+        pl.Trainer,
+        **settings,
         max_epochs=stage["stop"] or stage["epochs"],
         logger=[build(logger) for logger in config["logger"].values()],
         callbacks=[checkpoints],

@@ -211,6 +211,8 @@ def test_two_processes_train_one_stage(tiny, tmp_path):
         (["model.backbone=resnet9000"], "DOLGNet: timm has no model called 'resnet9000'"),
         (["stage.freeze=[backbne]"], "no module of the model matches 'backbne'"),
         (["+trainer.max_epoch=3"], "Trainer: .*max_epoch"),
+        (["+data.augment=true"], "LandmarkDataModule: .*augment"),
+        (["+optimizer.momentum=0.9"], "LandmarkModule: .*momentum"),
         (["stage.weights=/nowhere"], "no hand-over of a finished stage at /nowhere"),
     ],
 )
