@@ -133,7 +133,7 @@ def build(config: dict[str, Any], **more: Any) -> Any:
         raise LandmarkRetrievalError(
             f"There is no {config['_target_']} ({error}): mend `_target_` in the config, or install what it needs."
         ) from error
-    return make(factory, **{key: value for key, value in config.items() if key != "_target_"}, **more)
+    return make(factory, **{key: value for key, value in config.items() if key != "_target_"} | more)
 
 
 def make(factory: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
