@@ -191,13 +191,12 @@ def test_two_processes_train_one_stage(tiny, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("Handed over to run") == 1
-    alone = [*tiny, "data.batch_size=4", "stage.freeze=[backbone]", "run_dir=run"]
+    alone = [*tiny, "data.batch_size=4", f"run_dir={tmp_path}/again"]
     parent = Handoff.read(tmp_path / "run", "")
     # validation of both halves together equals validation of the whole by one process
     again = OmegaConf.to_container(
         compose(["+stage=train_medium", *alone, f"stage.weights={tmp_path}/run", "optimizer.lr=0"]), resolve=True
     )
-    again["run_dir"] = str(tmp_path / "again")
     again["stage"]["freeze"] = ["backbone", "local_context", "attention", "global_project", "global_pool", "neck"]
     for name in ("map_at_100", "precision_at_1", "gap"):
         assert run_stage(again).metrics[f"val/{name}"] == pytest.approx(parent.metrics[f"val/{name}"], abs=1e-6)
