@@ -107,19 +107,25 @@ class LandmarkModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         self._refuse_bad_steps()
-        broken = float(self.trainer.strategy.reduce(torch.tensor(float(self.data.broken_photos)), reduce_op="sum"))
+        broken = self._sum_over_processes(self.data.broken_photos)
         self.log("data/broken_photos", broken)
         if broken:
             self.print(f"{broken:.0f} broken photos were skipped in epoch {self.current_epoch}.")
 
     def _refuse_bad_steps(self) -> None:
         """End the run before a checkpoint of it is written, if the loss has not been a finite number."""
-        bad, self._bad_steps = int(self._bad_steps), 0
+        # all processes end together: one alone would leave the others waiting for it
+        bad, self._bad_steps = self._sum_over_processes(self._bad_steps), 0
         if bad:
             raise LandmarkRetrievalError(
-                f"The loss was not a finite number in {bad} steps of epoch {self.current_epoch}: set a smaller "
+                f"The loss was not a finite number in {bad:.0f} steps of epoch {self.current_epoch}: set a smaller "
                 "optimizer.lr, or trainer.precision=32-true."
             )
+
+    def _sum_over_processes(self, value: Any) -> float:
+        # on the device of the module: NCCL takes no tensors of the host
+        own = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        return float(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
