@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 Fusion = Literal["orthogonal", "released2021"]
 
+SMALLEST_SIDE = 32  # the stride of the deepest feature map
+LARGEST_VALUE = 20.0  # no normalisation in use leaves values beyond it, no photo of 0 to 255 but a black one stays below
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` itself if it is float32 or float64, else as float32."""
@@ -53,6 +56,33 @@ class MultiAtrous(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return F.relu(self.join(torch.cat([branch(x) for branch in self.branches], 1)))
+
+
+class AtrousPyramid(nn.Module):
+    """Image average, 1x1 and three dilated 3x3 convolutions side by side, joined by a 1x1 convolution and ReLU.
+
+    (B, in_channels, h, w) -> (B, out_channels, h, w). Source: DOLG (Yang et al. 2021), section 3.2, with the channels
+    and dilations of its released code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dilations: Sequence[int] = (6, 12, 18),
+        hidden_channels: int = 512,
+    ) -> None:
+        super().__init__()
+        self.pool = nn.Conv2d(in_channels, hidden_channels, 1)
+        self.point = nn.Conv2d(in_channels, hidden_channels, 1)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, hidden_channels, 3, padding=d, dilation=d) for d in dilations
+        )
+        self.join = nn.Conv2d(hidden_channels * (2 + len(dilations)), out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        average = F.relu(self.pool(x.mean((2, 3), keepdim=True))).expand(-1, -1, *x.shape[2:])
+        return F.relu(self.join(torch.cat([average, self.point(x), *(branch(x) for branch in self.branches)], 1)))
 
 
 class SpatialAttention(nn.Module):
@@ -112,10 +142,33 @@ def neck(in_features: int, embedding_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_features, embedding_dim), nn.BatchNorm1d(embedding_dim), nn.PReLU())
 
 
-def check_images(images: Tensor) -> None:
-    """Refuse what is not a batch of normalised RGB images: ValueError unless float (B, 3, H, W)."""
+def check_images(images: Tensor, training: bool, side: int | None = None) -> None:
+    """Refuse what is not a batch of normalised RGB images.
+
+    Args:
+        images: float (B, 3, H, W), each side at least 32 px.
+        training: whether the network is in training mode. The range of values is not looked at in training on a GPU,
+            which would have to wait for it.
+        side: the one side that the network takes; any if None.
+
+    Raises:
+        ValueError: other shape, type or side, or values far outside of what ImageNet's mean and standard deviation
+            leave (about -2.2 to 2.7), as an image of 0 to 255 has them.
+    """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"Expected normalised float images of shape (B, 3, H, W), got {images.dtype} of shape "
             f"{tuple(images.shape)}."
+        )
+    height, width = images.shape[2:]
+    if side is not None and (height, width) != (side, side):
+        raise ValueError(f"This network takes images of {side} x {side} px, not {height} x {width}: resize them.")
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"Images of {height} x {width} px are too small: at least {SMALLEST_SIDE} px a side.")
+    if torch.compiler.is_compiling() or images.device.type == "meta" or (training and images.device.type != "cpu"):
+        return
+    if images.numel() and images.detach().abs().amax() > LARGEST_VALUE:
+        raise ValueError(
+            f"The images hold values up to {images.detach().abs().amax():.0f}: give (pixels / 255 - mean) / std, with "
+            "ImageNet's mean and std, not pixels of 0 to 255."
         )

@@ -66,6 +66,7 @@ class DOLGNet(nn.Module):
         self.neck = neck(2 * CHANNELS, embedding_dim)
         if pretrained:
             self._start_global_branch_from_imagenet(backbone)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def _start_global_branch_from_imagenet(self, backbone: str) -> None:
@@ -81,8 +82,8 @@ class DOLGNet(nn.Module):
             getattr(norm, name).copy_(getattr(head_norm, name)[:CHANNELS])
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
-        check_images(images)
-        local_map, global_map = self.backbone(images)
+        check_images(images, self.training)
+        local_map, global_map = self.backbone(images.contiguous(memory_format=torch.channels_last))
         features, weights = self.attention(self.local_context(local_map))
         local = (features * weights).mean((2, 3))
         global_ = self.global_pool(self.global_project(global_map))

@@ -1,0 +1,233 @@
+"""The Hybrid-Swin-Transformer: the first blocks of an EfficientNet, then a Swin Transformer over their grid."""
+
+from typing import Any, Literal
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from landmark_retrieval.models.backbone import create_feature_backbone
+from landmark_retrieval.models.blocks import check_images, neck
+from landmark_retrieval.models.swin import PATCH, SwinStages, create_swin, smallest_grid
+
+Aggregation = Literal["token", "mean"]
+
+
+class CNNPatchEmbedding(nn.Module):
+    """EfficientNet blocks, position embedding, 1x1 projection: images (B, 3, H, W) -> grid (B, g, g, channels).
+
+    Args:
+        cnn: a timm architecture that offers `features_only`.
+        cnn_blocks: 1, 2 or 3: cut after timm's feature map of that number, of stride 4, 8 or 16.
+        stem_stride: 2, or 1 for half of these strides.
+        grid: g.
+        channels: of the grid.
+        position_embedding: whether to add a learned (1, C, g, g) to the features of the CNN.
+        pretrained: start the CNN from ImageNet weights.
+    """
+
+    def __init__(
+        self,
+        cnn: str,
+        cnn_blocks: int,
+        stem_stride: int,
+        grid: int,
+        channels: int,
+        position_embedding: bool,
+        pretrained: bool,
+    ) -> None:
+        super().__init__()
+        self.cnn = create_feature_backbone(cnn, pretrained, stem_stride, (cnn_blocks,))
+        (features,) = self.cnn.feature_info.channels()
+        self.position = nn.Parameter(torch.zeros(1, features, grid, grid)) if position_embedding else None
+        self.project = nn.Conv2d(features, channels, 1)
+        if self.position is not None:
+            trunc_normal_(self.position, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        (x,) = self.cnn(images.contiguous(memory_format=torch.channels_last))
+        if self.position is not None:
+            x = x + self.position
+        return self.project(x).permute(0, 2, 3, 1)
+
+
+class HybridSwinNet(nn.Module):
+    """Hybrid-Swin-Transformer: EfficientNet blocks, position embedding, projection, Swin, one vector, neck.
+
+    Images float (B, 3, image_size, image_size), normalised with ImageNet's mean and standard deviation -> descriptors
+    (B, embedding_dim), not L2-normalised. Source: Henkel 2021 (arXiv 2110.03786), section 2.2.
+
+    Args:
+        cnn: a timm architecture that offers `features_only`; None for Swin's own patches of 4 x 4 px, the network that
+            the four steps of the paper begin with.
+        transformer: a timm Swin Transformer.
+        image_size: px; must give a grid that Swin's windows cover in every stage: with windows of 7, a multiple of 224
+            at stride 4, of 448 at stride 8, of 896 at stride 16. None is the smallest that fits.
+        cnn_blocks: 1, 2 or 3 cuts the CNN after timm's feature map of that number: stride 4, 8, 16. What comes after is
+            not built.
+        stem_stride: 2, or 1 for half of these strides.
+        aggregation: "token" is the virtual token of the paper (see `SwinStages`), "mean" the average over the last grid
+            as in the released code.
+        position_embedding: as in the paper; the released code has none.
+        embedding_dim: length of the descriptor.
+        pretrained: start from ImageNet weights: True, or "cnn" or "transformer" for one of the two alone.
+
+    Attributes:
+        arguments: what to give to the constructor for a network of this shape, kept up to date by the surgery.
+
+    Raises:
+        ValueError: an argument is not one of the above, an image size that does not fit (with those that do), or
+            forward gets something else than images of that size.
+        OSError: the ImageNet weights could not be had.
+    """
+
+    def __init__(
+        self,
+        cnn: str | None = "tf_efficientnet_b5.ns_jft_in1k",
+        transformer: str = "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+        image_size: int | None = None,
+        cnn_blocks: int = 1,
+        stem_stride: int = 2,
+        aggregation: Aggregation = "token",
+        position_embedding: bool = True,
+        embedding_dim: int = 512,
+        pretrained: bool | Literal["cnn", "transformer"] = False,
+    ) -> None:
+        super().__init__()
+        if aggregation not in ("token", "mean"):
+            raise ValueError(f"aggregation is 'token' or 'mean', not {aggregation!r}.")
+        if pretrained not in (True, False, "cnn", "transformer"):
+            raise ValueError(f"pretrained is True, False, 'cnn' or 'transformer', not {pretrained!r}.")
+        stride = _stride(cnn, cnn_blocks, stem_stride)
+        image_size = _fitting_size(image_size, smallest_grid(transformer), stride, transformer)
+        self._grid = image_size // stride
+        self.embedding_dim = embedding_dim
+        self.arguments: dict[str, Any] = {
+            "cnn": cnn,
+            "transformer": transformer,
+            "image_size": image_size,
+            "cnn_blocks": cnn_blocks,
+            "stem_stride": stem_stride,
+            "aggregation": aggregation,
+            "position_embedding": position_embedding,
+            "embedding_dim": embedding_dim,
+        }
+        swin = create_swin(transformer, pretrained in (True, "transformer"), self._grid)
+        self.transformer = SwinStages(swin)
+        channels, features = self.transformer.channels
+        self.patch_embedding = (
+            swin.patch_embed if cnn is None else self._cnn_patch_embedding(pretrained in (True, "cnn"))
+        )
+        token = trunc_normal_(torch.empty(1, 1, channels), std=0.02)
+        self.token = nn.Parameter(token) if aggregation == "token" else None
+        self.neck = neck(features, embedding_dim)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square images that the network takes, px."""
+        return self.arguments["image_size"]
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        check_images(images, self.training, self.image_size)
+        return self.neck(self.transformer(self.patch_embedding(images), self.token))
+
+    def replace_patch_embedding(
+        self, cnn: str, cnn_blocks: int = 2, stem_stride: int = 2, pretrained: bool = False
+    ) -> list[str]:
+        """Put the first blocks of a CNN where the patches are made now (step 2 of the paper's four).
+
+        Transformer, token and neck stay as they are, and so does the grid: `image_size` becomes the grid's side times
+        the new stride. What the old patch embedding has in common with the new one, name and shape, is carried over.
+
+        Args:
+            cnn: see the class.
+            cnn_blocks: see the class.
+            stem_stride: see the class.
+            pretrained: start the CNN from ImageNet weights.
+
+        Returns:
+            Names of the parameters that were not carried over: new, or from ImageNet.
+
+        Raises:
+            ValueError, OSError: see the class; the network is left as it was.
+        """
+        stride = _stride(cnn, cnn_blocks, stem_stride)
+        before = self.arguments
+        changes = {"cnn": cnn, "cnn_blocks": cnn_blocks, "stem_stride": stem_stride, "image_size": self._grid * stride}
+        self.arguments = {**before, **changes}
+        try:
+            fresh = self._cnn_patch_embedding(pretrained)
+        except (ValueError, OSError):
+            self.arguments = before
+            raise
+        # another CNN's weights would fit by accident here and there
+        same_cnn = before["cnn"] == cnn
+        new = _carry_over(self.patch_embedding, fresh) if same_cnn else [name for name, _ in fresh.named_parameters()]
+        reference = next(self.parameters())
+        fresh.to(reference.device, reference.dtype, memory_format=torch.channels_last)
+        self.patch_embedding = fresh.train(self.training)
+        return [f"patch_embedding.{name}" for name in new]
+
+    def insert_cnn_block(self, pretrained: bool = False) -> list[str]:
+        """Put one more block of the same CNN between CNN and Swin (step 4 of the paper's four).
+
+        The image size doubles with the stride, the grid stays. The CNN's present blocks and whatever else still fits
+        keep their weights; a projection of other width does not.
+
+        Args:
+            pretrained: start the new block from ImageNet weights.
+
+        Returns:
+            Names of the parameters that were not carried over.
+
+        Raises:
+            ValueError: there is no CNN, or no block left to insert.
+            OSError: the ImageNet weights could not be had.
+        """
+        now = self.arguments
+        if now["cnn"] is None:
+            raise ValueError("There is no CNN to insert a block of: call replace_patch_embedding first.")
+        return self.replace_patch_embedding(now["cnn"], now["cnn_blocks"] + 1, now["stem_stride"], pretrained)
+
+    def _cnn_patch_embedding(self, pretrained: bool) -> CNNPatchEmbedding:
+        keys = ("cnn", "cnn_blocks", "stem_stride", "position_embedding")
+        chosen = {key: self.arguments[key] for key in keys}
+        return CNNPatchEmbedding(
+            **chosen, grid=self._grid, channels=self.transformer.channels[0], pretrained=pretrained
+        )
+
+
+def _stride(cnn: str | None, cnn_blocks: int, stem_stride: int) -> int:
+    """The stride of the grid, in px."""
+    if cnn is None:
+        return PATCH
+    if cnn_blocks not in (1, 2, 3):
+        raise ValueError(f"cnn_blocks is 1, 2 or 3, not {cnn_blocks}.")
+    with torch.device("meta"):
+        (reduction,) = create_feature_backbone(cnn, False, stem_stride, (cnn_blocks,)).feature_info.reduction()
+    return reduction * stem_stride // 2
+
+
+def _fitting_size(image_size: int | None, smallest: int, stride: int, transformer: str) -> int:
+    side = smallest * stride
+    if image_size is None:
+        return side
+    if image_size < side or image_size % side:
+        raise ValueError(
+            f"image_size {image_size} does not fit: after a stride of {stride} the windows of {transformer} cover "
+            f"images of {side}, {2 * side}, {3 * side} ... px. Choose one of these, or other cnn_blocks or stem_stride "
+            f"(stride 4 takes multiples of {smallest * 4} px, stride 8 of {smallest * 8}, stride 16 of "
+            f"{smallest * 16})."
+        )
+    return image_size
+
+
+@torch.no_grad()
+def _carry_over(old: nn.Module, new: nn.Module) -> list[str]:
+    """Copy what has the same name and shape; the names of the parameters of `new` that got nothing."""
+    held, wanted = old.state_dict(), new.state_dict()
+    fitting = {name for name, value in wanted.items() if name in held and held[name].shape == value.shape}
+    for name in fitting:
+        wanted[name].copy_(held[name])
+    return [name for name, _ in new.named_parameters() if name not in fitting]
