@@ -30,6 +30,9 @@ class DOLGResNet(nn.Module):
         OSError: the ImageNet weights could not be had.
     """
 
+    # modules that ImageNet weights exist for
+    backbone_modules = ("backbone",)
+
     def __init__(
         self, depth: int = 50, multi_atrous: bool = False, embedding_dim: int = 512, pretrained: bool = False
     ) -> None:

@@ -24,6 +24,9 @@ class GeMNet(nn.Module):
         OSError: the ImageNet weights could not be had.
     """
 
+    # modules that ImageNet weights exist for
+    backbone_modules = ("backbone",)
+
     def __init__(
         self,
         backbone: str = "tf_efficientnet_b5.ns_jft_in1k",

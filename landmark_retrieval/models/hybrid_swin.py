@@ -81,6 +81,9 @@ class HybridSwinNet(nn.Module):
         OSError: the ImageNet weights could not be had.
     """
 
+    # modules that ImageNet weights exist for
+    backbone_modules = ("patch_embedding.cnn", "transformer")
+
     def __init__(
         self,
         cnn: str | None = "tf_efficientnet_b5.ns_jft_in1k",

@@ -62,7 +62,7 @@ def extract(
     if (out / SOURCE).exists() and read_json(out / SOURCE, "note on the photos", f"delete {out}") != source.fingerprint:
         raise LandmarkRetrievalError(f"{out} holds descriptors of other photos: delete it, or choose another folder.")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = model.to(target).to(memory_format=torch.channels_last)
+    model = model.to(target)
     writer = DescriptorWriter(out, card, dtype=dtype, part_size=part_size)
     write_json(out / SOURCE, source.fingerprint)
     # broken photos before this one are in no part, so this may lie a little before the first photo that is missing

@@ -30,7 +30,7 @@ class LandmarkModule(pl.LightningModule):
         weight_decay: of Adam.
         epochs: horizon of the cosine.
         warmup_epochs: of linear rise.
-        backbone_lr_scale: factor on the learning rate of `model.backbone`.
+        backbone_lr_scale: factor on the learning rate of what ImageNet has trained, the model's `backbone_modules`.
         freeze: name patterns of modules of the model that stand still, see `freezing.matching_modules`.
         freeze_batchnorm: the same for modules that learn but keep their BatchNorm statistics.
 
@@ -51,8 +51,7 @@ class LandmarkModule(pl.LightningModule):
         freeze_batchnorm: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        # batches arrive in this layout; on a CPU and on tensor cores it is also the faster one
-        self.model, self.head = model.to(memory_format=torch.channels_last), head
+        self.model, self.head = model, head
         self.lr, self.weight_decay = lr, weight_decay
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.backbone_lr_scale = backbone_lr_scale
@@ -77,10 +76,16 @@ class LandmarkModule(pl.LightningModule):
     # --- optimisation ---
 
     def configure_optimizers(self) -> Any:  # noqa: D102
+        backbone = tuple(f"model.{name}." for name in getattr(self.model, "backbone_modules", ()))
+        if self.backbone_lr_scale != 1 and not any(name.startswith(backbone) for name, _ in self.named_parameters()):
+            raise LandmarkRetrievalError(
+                f"optimizer.backbone_lr_scale is {self.backbone_lr_scale}, but {type(self.model).__name__} does not say "
+                "what it applies to: set it to 1, or name the modules in the model's `backbone_modules`."
+            )
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                scale = self.backbone_lr_scale if name.startswith("model.backbone.") else 1.0
+                scale = self.backbone_lr_scale if name.startswith(backbone) else 1.0
                 groups.setdefault(scale, []).append(parameter)
         optimizer = torch.optim.Adam(
             [{"params": parameters, "lr": self.lr * scale} for scale, parameters in groups.items()],
@@ -93,8 +98,8 @@ class LandmarkModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
-        freezing.freeze(self._frozen)
-        freezing.freeze_batchnorm(self._fixed_statistics)
+        # the trainer has put all modules into training mode
+        freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
         self._bad_steps = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102

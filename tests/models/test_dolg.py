@@ -143,11 +143,20 @@ def test_wrong_arguments(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "images", [torch.zeros(2, 1, 64, 64), torch.zeros(3, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)]
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 64, 64), r"\(B, 3, H, W\)"),
+        (torch.zeros(3, 64, 64), r"\(B, 3, H, W\)"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "float"),
+        (torch.rand(2, 3, 64, 64) * 255, "values up to 25.*pixels / 255"),
+        (torch.zeros(2, 3, 64, 16), "at least 32 px"),
+    ],
 )
-def test_wrong_images(images):
-    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
-        DOLGNet("resnet18")(images)
+@pytest.mark.parametrize("training", [False, True])
+def test_wrong_images(images, message, training):
+    for net in (DOLGNet("resnet18"), GeMNet("resnet18")):
+        with pytest.raises(ValueError, match=message):
+            net.train(training)(images)
 
 
 def test_weights_that_cannot_be_had_say_what_to_do():
