@@ -1,4 +1,4 @@
-"""`landmark-retrieval COMMAND`: shards, index, search, evaluation, and the demo."""
+"""`landmark-retrieval COMMAND`: shards, cleaning, index, search, evaluation, export, the zoo, and the demo."""
 
 import argparse
 import json
@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from landmark_retrieval import __version__
+from landmark_retrieval.cli_zoo import add_zoo
 from landmark_retrieval.commands import exit_on_error
 
-MODEL_HELP = "run folder of a finished stage, or `imagenet` for an untrained baseline (default: %(default)s)"
+MODEL_HELP = (
+    "run folder of a finished stage or another saved model, weights of the zoo (`zoo list --pretrained`), "
+    "hf-hub:OWNER/NAME, or `imagenet` for an untrained baseline (default: %(default)s)"
+)
 
 
 @exit_on_error
@@ -27,6 +31,7 @@ def _shard(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "skip_bad": arguments.skip_bad,
         "workers": arguments.workers,
+        "clean_csv": arguments.clean_csv,
     }
     if arguments.layout == "gldv2":
         manifests = shard_gldv2(arguments.photos, arguments.out, tuple(arguments.sets), **common)
@@ -89,6 +94,47 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"gallery: {gallery}")
 
 
+def _clean(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.training.cleaning import CLEAN, LEFT_OUT, clean
+
+    done = clean(
+        arguments.run_folder, arguments.data, arguments.out, arguments.set, arguments.angle, arguments.drop_sub_centers
+    )
+    out = Path(arguments.out)
+    print(
+        f"{out / CLEAN}: kept {done.kept:,} of {done.photos:,} photos, dropped {done.dropped:,} more than "
+        f"{arguments.angle:g} degrees from the dominant center of their landmark"
+    )
+    if done.left_out:
+        print(f"{len(done.left_out):,} landmarks are left out, see {out / LEFT_OUT}")
+    if done.unknown:
+        print(
+            f"{done.unknown:,} photos are of landmarks that {arguments.run_folder} has not learnt: left out, unscored"
+        )
+    if arguments.drop_sub_centers:
+        unseen = f"; {done.unseen:,} have no photo here and keep their first" if done.unseen else ""
+        print(f"{out}: one center per landmark{unseen}. Start from it with stage.weights={out} head.sub_centers=1")
+    _report_broken(done.broken)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.zoo import load_model
+    from landmark_retrieval.zoo.export import SUFFIXES, export_model
+
+    model, card = load_model(arguments.model)
+    card["name"] = card.get("name") or Path(arguments.model).resolve().name
+    out = arguments.out or Path(card["name"]).name + SUFFIXES[arguments.format]
+    exported = export_model(model, card, out, arguments.format)
+    for file in exported.files:
+        print(f"{file}: {file.stat().st_size:,} bytes")
+    for side in ("input", "output", "resize"):
+        print(f"{side}: {exported.metadata[side]}")
+    if exported.difference is None:
+        print("not checked against the module: pip install landmark-retrieval[export] brings onnxruntime")
+    else:
+        print(f"largest difference from the module: {exported.difference:.1e}")
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from landmark_retrieval.demo import run_demo
 
@@ -119,6 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     shard.add_argument("--sets", nargs="+", default=["c", "x"], choices=("c", "x", "full"), help="gldv2: training sets")
     shard.add_argument(
         "--hold-out", type=float, default=0.0, metavar="F", help="folder: share of landmarks for validation"
+    )
+    shard.add_argument(
+        "--clean-csv",
+        metavar="FILE",
+        help="photos to train on, as `clean` writes them: gldv2: in place of train_clean.csv; folder: no others",
     )
     shard.add_argument("--photos-per-shard", type=int, default=1000, metavar="N")
     shard.add_argument("--seed", type=int, default=0)
@@ -152,6 +203,37 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, help="folder for descriptors, metrics.json, predictions.csv, gallery.html"
     )
     evaluate.set_defaults(run=_evaluate)
+
+    clean = commands.add_parser(
+        "clean", help="find wrongly labelled training photos: those far from their landmark's dominant center"
+    )
+    clean.add_argument(
+        "run_folder", metavar="RUN", help="run folder of a finished stage, best with several sub-centers"
+    )
+    clean.add_argument("--data", required=True, metavar="SHARDS", help="folder written by `shard`")
+    clean.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for train_clean.csv, angles.csv, descriptors"
+    )
+    clean.add_argument("--set", choices=("c", "x", "full"), help="training set (default: the one RUN was trained on)")
+    clean.add_argument(
+        "--angle", type=float, default=75.0, metavar="DEGREES", help="drop photos beyond it (default: %(default)g)"
+    )
+    clean.add_argument(
+        "--drop-sub-centers",
+        action="store_true",
+        help="also write the model with one center per landmark, for a next stage with head.sub_centers=1",
+    )
+    clean.set_defaults(run=_clean)
+
+    export = commands.add_parser(
+        "export", help="write a model as one file for other programs: uint8 photos in, descriptors out"
+    )
+    export.add_argument("model", help="run folder of a finished stage, or another model that `index` takes")
+    export.add_argument("--format", choices=("onnx", "torch-export"), default="onnx", help="(default: %(default)s)")
+    export.add_argument("--out", metavar="FILE", help="(default: the model's name with .onnx or .pt2)")
+    export.set_defaults(run=_export)
+
+    add_zoo(commands)
 
     demo = commands.add_parser(
         "demo", help="the whole story: photos, shards, training in stages, search, figures, gallery"

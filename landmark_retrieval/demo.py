@@ -4,12 +4,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from landmark_retrieval.data.dataset import shard_gldv2
+from landmark_retrieval.data.dataset import open_queries_and_index, shard_gldv2
 from landmark_retrieval.retrieval.evaluate import (
     Evaluation,
     evaluate,
     gallery_entries,
-    open_queries_and_index,
     write_evaluation_gallery,
 )
 from landmark_retrieval.retrieval.gallery import write_contact_sheet
@@ -83,7 +82,8 @@ def _write_galleries(out: Path, data: Path, evaluation: Evaluation) -> None:
     # queries from the best to the worst, so that the picture does not flatter
     ordered = sorted(evaluation.average_precision, key=lambda query: (-evaluation.average_precision[query], query))
     chosen = [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)] if len(ordered) > 5 else ordered
-    entries = gallery_entries(evaluation, *open_queries_and_index(data), chosen, top=8)
+    queries, index, _ = open_queries_and_index(data)
+    entries = gallery_entries(evaluation, queries, index, chosen, top=8)
     write_contact_sheet(
         out / "gallery.png", entries, title, f"{subtitle}; mAP@100 {evaluation.metrics['map_at_100']:.3f}"
     )

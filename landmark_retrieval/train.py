@@ -7,7 +7,7 @@ import hydra
 
 from landmark_retrieval.commands import exit_on_error
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.training.configs import choices, compose, conf_folder
+from landmark_retrieval.training.configs import compose, conf_folder, no_stage
 
 
 @exit_on_error
@@ -35,7 +35,7 @@ def main() -> None:
             "Stages do not run as a sweep: chain them with python -m landmark_retrieval.curriculum."
         )
     if not any(argument.startswith("-") for argument in arguments) and compose(arguments).stage is None:
-        raise LandmarkRetrievalError(f"No stage was chosen: add +stage=NAME, one of {', '.join(choices('stage'))}.")
+        raise no_stage()
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(_run)()
 
 

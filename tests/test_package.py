@@ -25,6 +25,8 @@ def modules_after(statement):
 
 def test_an_import_pulls_in_nothing_heavy():
     assert not modules_after("import landmark_retrieval") & (HEAVY | {"torch", "timm"})
+    listing = modules_after("import landmark_retrieval; landmark_retrieval.list_models(pretrained=True)")
+    assert not listing & (HEAVY | {"torch", "timm", "huggingface_hub"})
     # timm imports wandb by itself where it is installed
     theirs = modules_after("import torch, timm")
     assert not (modules_after("from landmark_retrieval import DOLGNet, SubCenterArcFace") - theirs) & HEAVY
@@ -59,7 +61,7 @@ def rooms_used_by(room):
     return used - {room}
 
 
-COMMON = {"errors", "files", "processes"}
+COMMON = {"errors", "files", "lazy", "processes"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,14 @@ def test_the_code_in_the_readme_runs():
     for block in blocks:
         # the same model without a download, and smaller images
         exec(block.replace('"tf_efficientnet_b5.ns_jft_in1k", pretrained=True', '"resnet18"').replace("448", "64"), {})
+
+
+def test_the_figures_in_the_docs_are_those_of_the_models(tmp_path):
+    subprocess.run([sys.executable, str(ROOT / "docs" / "draw_models.py"), str(tmp_path)], check=True)
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_text() for path in (ROOT / "docs" / "figures").iterdir()}
+    text = (ROOT / "docs" / "models.md").read_text()
+    assert all(f"figures/{name}" in text for name in drawn)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ own, so the batches do not depend on the number of workers. Each photo comes onc
 """
 
 import multiprocessing
+import os
 from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any, Protocol
@@ -174,8 +175,9 @@ class PhotoBatches(IterableDataset[Batch]):
             yield batch
 
 
-def loader(batches: IterableDataset[Batch], workers: int, pin_memory: bool = False) -> DataLoader[Batch]:
-    """A DataLoader over ready-made batches."""
+def loader(batches: IterableDataset[Batch], workers: int | None, pin_memory: bool = False) -> DataLoader[Batch]:
+    """A DataLoader over ready-made batches; as many workers as cores, at most 8, if None."""
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
     return DataLoader(
         batches,
         batch_size=None,

@@ -1,6 +1,5 @@
 """The LightningDataModule: shards for training; query and index photos for validation."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,14 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from landmark_retrieval.data.batches import Batch, PhotoBatches, TrainingBatches, loader
-from landmark_retrieval.data.dataset import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, train_folder
+from landmark_retrieval.data.dataset import (
+    RECOGNITION_SOLUTION,
+    RETRIEVAL_SOLUTION,
+    open_queries_and_index,
+    train_folder,
+)
 from landmark_retrieval.data.reading import ShardedPhotos
-from landmark_retrieval.data.solutions import Solution, read_recognition_solution, read_retrieval_solution
-from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.data.solutions import Solution, read_recognition_solution
 
 
 class LandmarkDataModule(pl.LightningDataModule):
@@ -59,21 +62,14 @@ class LandmarkDataModule(pl.LightningDataModule):
         self.image_size, self.batch_size = image_size, batch_size
         self.validation_image_size = validation_image_size or image_size
         self.validation_batch_size = validation_batch_size
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+        self.num_workers, self.shuffle_buffer, self.seed = num_workers, shuffle_buffer, seed
 
         self.train = ShardedPhotos.open(train_folder(root, train_set))
         self.query = self.index = None
         self.retrieval_solution: Solution[str] | None = None
         self.recognition_solution: Solution[int] | None = None
         if (self.root / RETRIEVAL_SOLUTION).exists():
-            self.query, self.index = ShardedPhotos.open(self.root / "test"), ShardedPhotos.open(self.root / "index")
-            self.retrieval_solution = read_retrieval_solution(self.root / RETRIEVAL_SOLUTION)
-            if not self.retrieval_solution.relevant:
-                raise LandmarkRetrievalError(
-                    f"All queries in {self.root / RETRIEVAL_SOLUTION} are Ignored: mark some as Private, or remove the "
-                    "file."
-                )
+            self.query, self.index, self.retrieval_solution = open_queries_and_index(self.root)
             if (self.root / RECOGNITION_SOLUTION).exists():
                 recognition = read_recognition_solution(self.root / RECOGNITION_SOLUTION)
                 # without a single labelled query there is nothing to recognise

@@ -6,7 +6,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from landmark_retrieval.data.gldv2 import existing_folder
+from landmark_retrieval.data.gldv2 import existing_folder, read_clean
 from landmark_retrieval.data.photos import SUFFIXES, PhotoTable
 from landmark_retrieval.errors import LandmarkRetrievalError
 
@@ -107,11 +107,40 @@ def hold_out(
         query += rows[:cut].tolist()
         index += rows[cut:].tolist()
         relevant.update((table.ids[row], [table.ids[other] for other in rows[cut:]]) for row in rows[:cut])
-    kept = [label for label in range(len(table.classes)) if label not in held]
-    renumbered = np.full(len(table.classes), -1, np.int64)
-    renumbered[kept] = np.arange(len(kept))
-    train = table.take(np.flatnonzero(renumbered[table.labels] >= 0))
-    assert train.labels is not None
-    train = PhotoTable(train.ids, train.locate, renumbered[train.labels], tuple(table.classes[label] for label in kept))
+    train = _alone(table, np.flatnonzero(~np.isin(table.labels, list(held))))
     unlabelled = PhotoTable(table.ids, table.locate)
     return train, unlabelled.take(np.asarray(query)), unlabelled.take(np.asarray(index)), relevant
+
+
+def only_listed(table: PhotoTable, path: str | Path) -> PhotoTable:
+    """The photos of a table that a CSV in the form of GLDv2's train_clean.csv lists (landmark_id, images).
+
+    Landmarks of which it lists none are left out, and the others renumbered.
+
+    Raises:
+        LandmarkRetrievalError: the file lists nothing, or a photo that the table does not have under that landmark; see
+            also `gldv2.read_clean`.
+    """
+    assert table.labels is not None
+    rows = {photo: row for row, photo in enumerate(table.ids)}
+    listed: list[int] = []
+    for line, landmark, photos in read_clean(path):
+        for photo in photos:
+            row = rows.get(photo)
+            if row is None or table.classes[table.labels[row]].strip() != landmark:
+                raise LandmarkRetrievalError(
+                    f"{path}, line {line}: {photo} is no training photo of {landmark}: name a list of these photos, "
+                    "and hold out the same landmarks as when they were sharded for it (--hold-out, --seed)."
+                )
+            listed.append(row)
+    if not listed:
+        raise LandmarkRetrievalError(f"{path} lists no photos: name another file.")
+    return _alone(table, np.unique(listed))
+
+
+def _alone(table: PhotoTable, rows: np.ndarray) -> PhotoTable:
+    """The table of these rows, without the classes that have no photo in them."""
+    part = table.take(rows)
+    assert part.labels is not None
+    kept, labels = np.unique(part.labels, return_inverse=True)
+    return PhotoTable(part.ids, part.locate, labels.astype(np.int64), tuple(table.classes[label] for label in kept))

@@ -1,5 +1,6 @@
 """Google Landmarks v2 in its own layout: CSVs, and photos at a/b/c/<id>.jpg."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,10 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 
 TrainSet = Literal["c", "x", "full"]
 TRAIN_SETS: tuple[TrainSet, ...] = ("c", "x", "full")
+CLEAN = "train_clean.csv"
 
 
-def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
+def read_train(root: str | Path, which: TrainSet = "c", clean_csv: str | Path | None = None) -> PhotoTable:
     """The training photos of GLDv2 with their classes.
 
     Args:
@@ -21,6 +23,7 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
             train/a/b/c/<id>.jpg.
         which: "c", the cleaned set of train_clean.csv; "x", all photos of train.csv whose landmark is in the cleaned
             set; "full", all of train.csv. c and x have the same classes.
+        clean_csv: takes the place of train_clean.csv.
 
     Returns:
         The table; class numbers are the ranks of the sorted landmark ids, class names the landmark ids.
@@ -35,19 +38,15 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
         raise LandmarkRetrievalError(
             f"There is no training set {which!r} in GLDv2: choose one of {', '.join(TRAIN_SETS)}."
         )
+    clean = root / CLEAN if clean_csv is None else Path(clean_csv)
     ids: list[str] = []
     landmarks: list[int] = []
     if which == "c":
-        for line, (landmark, images) in read_rows(root / "train_clean.csv", ("landmark_id", "images"), "GLDv2"):
-            photos = images.split()
-            if not photos:
-                raise LandmarkRetrievalError(
-                    f"Landmark {landmark} in {root / 'train_clean.csv'}, line {line}, has no photos: remove its line."
-                )
+        for line, landmark, photos in read_clean(clean):
             ids += photos
-            landmarks += [_landmark_id(landmark, root / "train_clean.csv", line)] * len(photos)
+            landmarks += [_landmark_id(landmark, clean, line)] * len(photos)
     else:
-        known = set(read_train(root, "c").classes) if which == "x" else None
+        known = set(read_train(root, "c", clean).classes) if which == "x" else None
         for line, (photo, landmark) in read_rows(root / "train.csv", ("id", "landmark_id"), "GLDv2"):
             number = _landmark_id(landmark, root / "train.csv", line)
             if known is None or str(number) in known:
@@ -55,9 +54,22 @@ def read_train(root: str | Path, which: TrainSet = "c") -> PhotoTable:
                 landmarks.append(number)
     if not ids:
         raise LandmarkRetrievalError(f"GLDv2 set {which!r} in {root} names no photos: look at its CSV files.")
-    _refuse_duplicates(ids, root / ("train_clean.csv" if which == "c" else "train.csv"))
+    _refuse_duplicates(ids, clean if which == "c" else root / "train.csv")
     classes, labels = np.unique(np.asarray(landmarks, np.int64), return_inverse=True)
     return PhotoTable(ids, PhotoPath(root / "train"), labels.astype(np.int64), tuple(map(str, classes.tolist())))
+
+
+def read_clean(path: str | Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line number, landmark and photo ids of each row of a file in the form of train_clean.csv (landmark_id, images).
+
+    Raises:
+        LandmarkRetrievalError: no such file or column, or a landmark without photos.
+    """
+    for line, (landmark, images) in read_rows(path, ("landmark_id", "images"), "GLDv2"):
+        photos = images.split()
+        if not photos:
+            raise LandmarkRetrievalError(f"Landmark {landmark} in {path}, line {line}, has no photos: remove its line.")
+        yield line, landmark, photos
 
 
 def read_photos(root: str | Path, split: Literal["index", "test"]) -> PhotoTable:

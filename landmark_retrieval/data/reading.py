@@ -3,17 +3,19 @@
 import json
 import random
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from landmark_retrieval.data.manifest import Manifest, Shard
 from landmark_retrieval.data.photos import SUFFIXES, Photo
 from landmark_retrieval.errors import LandmarkRetrievalError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,21 @@ class ShardedPhotos:
 
         return shuffle(buffer, initial=buffer, rng=random.Random(seed))(self._read(shards))
 
-    def _read(self, shards: list[Shard]) -> Iterator[Photo]:
-        from webdataset.tariterators import tarfile_to_samples
+    def labels(self) -> Iterator[tuple[str, int | None]]:
+        """Id and class of each photo in the order they were written; the photos are skipped, not read."""
+        return self._each(self.manifest.shards, _labels_in)
 
+    def _read(self, shards: list[Shard]) -> Iterator[Photo]:
+        return self._each(shards, _photos_in)
+
+    def _each(self, shards: Iterable[Shard], entries: Callable[[Path], Iterator[T]]) -> Iterator[T]:
+        """What `entries` finds in the shards, one for each photo."""
         for shard in shards:
             path = self.folder / shard.file
             read = 0
             try:
-                for sample in tarfile_to_samples()([{"url": str(path)}]):
-                    yield _photo(sample)
+                for entry in entries(path):
+                    yield entry
                     read += 1
             except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
                 if isinstance(error, LandmarkRetrievalError):
@@ -90,10 +98,23 @@ def epoch_shards(shards: tuple[Shard, ...], seed: int, epoch: int, rank: int = 0
     return [shards[i] for i in order[rank::world]]
 
 
-def _photo(sample: dict[str, Any]) -> Photo:
-    about = json.loads(sample["json"])
-    data = next(sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample)
-    return Photo(about["id"], about.get("label"), data)
+def _photos_in(path: Path) -> Iterator[Photo]:
+    from webdataset.tariterators import tarfile_to_samples
+
+    for sample in tarfile_to_samples()([{"url": str(path)}]):
+        about = json.loads(sample["json"])
+        data = next(sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample)
+        yield Photo(about["id"], about.get("label"), data)
+
+
+def _labels_in(path: Path) -> Iterator[tuple[str, int | None]]:
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if member.name.endswith(".json"):
+                file = tar.extractfile(member)
+                assert file is not None
+                about = json.load(file)
+                yield about["id"], about.get("label")
 
 
 def _damaged(path: Path, what: str) -> LandmarkRetrievalError:

@@ -39,3 +39,11 @@ def dynamic_margins(
         spread = u.max() - u.min()
         rarity[seen] = (u - u.min()) / spread if spread > 0 else 0.5
     return rarity * scale + floor
+
+
+def eased(step: int, steps: int, start: float = 0.0) -> float:
+    """The share of the margins in use at a step: from `start` to 1 in a straight line over `steps` steps.
+
+    A function of the step alone, so it is right again after a resume. 1 throughout if `steps` is 0.
+    """
+    return 1.0 if step >= steps else start + (1 - start) * step / steps

@@ -3,8 +3,9 @@
 What must not overflow or lose digits (powers, norms, projections) is computed in at least float32, also under autocast.
 """
 
+import contextlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,20 @@ from torch import Tensor, nn
 Fusion = Literal["orthogonal", "released2021"]
 
 SMALLEST_SIDE = 32  # the stride of the deepest feature map
-LARGEST_VALUE = 20.0  # no normalisation in use leaves values beyond it, no photo of 0 to 255 but a black one stays below
+LARGEST_VALUE = (
+    20.0  # no normalisation in use leaves values beyond it, no photo of 0 to 255 but a black one stays below
+)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` itself if it is float32 or float64, else as float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def without_autocast(x: Tensor) -> Any:
+    """A context in which autocast leaves the dtypes of operations on the device of `x` alone."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 class GeM(nn.Module):
@@ -34,7 +43,7 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return at_least_float32(x).clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
 
 
@@ -126,7 +135,7 @@ class OrthogonalFusion(nn.Module):
         self.mode = mode
 
     def forward(self, local: Tensor, global_: Tensor) -> Tensor:  # noqa: D102
-        with torch.autocast(local.device.type, enabled=False):
+        with without_autocast(local):
             local, global_ = at_least_float32(local), at_least_float32(global_)
             direction = F.normalize(global_, dim=1)  # unit vector; 0 where the global descriptor is 0
             along = (local * direction).sum(1, keepdim=True)

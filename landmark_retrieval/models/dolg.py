@@ -69,7 +69,7 @@ class DOLGNet(nn.Module):
         self.neck = neck(2 * CHANNELS, embedding_dim)
         if pretrained:
             self._start_global_branch_from_imagenet(backbone)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def _start_global_branch_from_imagenet(self, backbone: str) -> None:

@@ -48,7 +48,7 @@ class DOLGResNet(nn.Module):
         self.global_project = nn.Linear(global_channels, CHANNELS)
         self.fusion = OrthogonalFusion()
         self.neck = nn.Linear(2 * CHANNELS, embedding_dim)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         check_images(images, self.training)

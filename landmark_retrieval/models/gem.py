@@ -46,7 +46,7 @@ class GeMNet(nn.Module):
         self.embedding_dim = embedding_dim or channels
         self.global_pool = GeM()
         self.neck = neck(channels, embedding_dim) if embedding_dim else nn.Identity()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         check_images(images, self.training)

@@ -124,7 +124,7 @@ class HybridSwinNet(nn.Module):
         token = trunc_normal_(torch.empty(1, 1, channels), std=0.02)
         self.token = nn.Parameter(token) if aggregation == "token" else None
         self.neck = neck(features, embedding_dim)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     @property
     def image_size(self) -> int:
@@ -168,7 +168,7 @@ class HybridSwinNet(nn.Module):
         same_cnn = before["cnn"] == cnn
         new = _carry_over(self.patch_embedding, fresh) if same_cnn else [name for name, _ in fresh.named_parameters()]
         reference = next(self.parameters())
-        fresh.to(reference.device, reference.dtype, memory_format=torch.channels_last)
+        fresh.to(reference.device, reference.dtype).to(memory_format=torch.channels_last)
         self.patch_embedding = fresh.train(self.training)
         return [f"patch_embedding.{name}" for name in new]
 

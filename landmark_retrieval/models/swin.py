@@ -32,7 +32,8 @@ class SwinStages(nn.Module):
     def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:  # noqa: D102
         if token is None:
             return self.norm(self.layers(x)).mean((1, 2))
-        token = token.expand(len(x), -1, -1).to(x.dtype)
+        token = token.expand(x.shape[0], -1, -1).to(x.dtype)  # `len` would fix the batch size of an export
+        stage: Any
         for stage in self.layers:
             x, token = _merge(stage.downsample, x, token)
             for block in stage.blocks:
@@ -59,10 +60,9 @@ def smallest_grid(name: str) -> int:
     """The side of the smallest grid that whole windows cover in every stage; its multiples fit too."""
     with torch.device("meta"):
         swin = create_swin(name, False)
-    return max(
-        stage.blocks[0].window_size[0] * (swin.patch_embed.grid_size[0] // stage.output_resolution[0])
-        for stage in swin.layers
-    )
+    stages: Any = swin.layers
+    grid: int = swin.patch_embed.grid_size[0]  # type: ignore[index, assignment]
+    return max(stage.blocks[0].window_size[0] * (grid // stage.output_resolution[0]) for stage in stages)
 
 
 def _merge(downsample: nn.Module, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,10 +97,9 @@ def _attend(block: Any, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     bias = attention._get_rel_pos_bias()  # (1, heads, area, area)
     if block.attn_mask is not None:
         bias = bias + block.attn_mask.unsqueeze(1)  # (windows, heads, area, area)
-    bias = F.pad(bias, (0, 1, 0, 1)).to(query.dtype)
-    dropout = attention.attn_drop.p if block.training else 0.0
-    mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout)
-    mixed = attention.proj_drop(attention.proj(mixed.transpose(2, 3).flatten(3)))
+    weights = (query * attention.scale @ key.mT + F.pad(bias, (0, 1, 0, 1))).softmax(-1)
+    mixed = (attention.attn_drop(weights) @ value).transpose(2, 3).flatten(3)
+    mixed = attention.proj_drop(attention.proj(mixed))
     patches, copies = mixed.split([block.window_area, 1], 2)
     patches = patches.reshape(-1, *block.window_size, channels)
     x = window_reverse(patches, block.window_size, height, width)

@@ -8,10 +8,8 @@ from typing import Any
 from torch import nn
 
 from landmark_retrieval.data.batches import PhotoSource
-from landmark_retrieval.data.dataset import RETRIEVAL_SOLUTION
-from landmark_retrieval.data.reading import ShardedPhotos
-from landmark_retrieval.data.solutions import read_retrieval_solution, write_retrieval_predictions
-from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.data.dataset import open_queries_and_index
+from landmark_retrieval.data.solutions import write_retrieval_predictions
 from landmark_retrieval.files import write_json
 from landmark_retrieval.metrics.functional import average_precisions, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.extract import broken_photos, extract
@@ -53,11 +51,10 @@ def evaluate(
         extraction: passed on to `extract`.
 
     Raises:
-        LandmarkRetrievalError: the data has no query and index photos; see also `extract`.
+        LandmarkRetrievalError: the data has no query and index photos, or no query that counts; see also `extract`.
     """
-    data, out = Path(data), Path(out)
-    query_photos, index_photos = open_queries_and_index(data)
-    solution = read_retrieval_solution(data / RETRIEVAL_SOLUTION)
+    out = Path(out)
+    query_photos, index_photos, solution = open_queries_and_index(data)
     queries = extract(model, card, query_photos, out / "query", title="queries", **extraction)
     index = PhotoIndex.build(extract(model, card, index_photos, out / "index", title="index", **extraction))
     ids, scores = index.search(queries.load(), min(100, len(index)), card=queries.card)
@@ -85,16 +82,6 @@ def evaluate(
     return evaluation
 
 
-def open_queries_and_index(data: Path) -> tuple[ShardedPhotos, ShardedPhotos]:
-    """The query and index photos of a data set. LandmarkRetrievalError if it has none."""
-    if not (data / RETRIEVAL_SOLUTION).exists():
-        raise LandmarkRetrievalError(
-            f"{data} holds no {RETRIEVAL_SOLUTION}, so there is nothing to compare with: shard GLDv2 with its index "
-            "and test photos, or one's own folders with --hold-out."
-        )
-    return ShardedPhotos.open(data / "test"), ShardedPhotos.open(data / "index")
-
-
 def gallery_entries(
     evaluation: Evaluation, queries: PhotoSource, index: PhotoSource, chosen: Sequence[str], top: int = 10
 ) -> Iterator[GalleryEntry]:
@@ -113,7 +100,7 @@ def write_evaluation_gallery(
     path: str | Path, evaluation: Evaluation, data: str | Path, title: str, subtitle: str = "", most: int = 100
 ) -> None:
     """Write the page of an evaluation: at most `most` queries, taken evenly, each with its ten best photos."""
-    queries, index = open_queries_and_index(Path(data))
+    queries, index, _ = open_queries_and_index(data)
     chosen = list(evaluation.average_precision)
     chosen = chosen[:: max(1, -(-len(chosen) // most))]
     entries = gallery_entries(evaluation, queries, index, chosen)

@@ -1,7 +1,6 @@
 """Photos -> descriptors in a store: resumable, with a progress bar, broken photos counted and listed."""
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,6 @@ def extract(
             decoded.
     """
     out = Path(out)
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if (out / SOURCE).exists() and read_json(out / SOURCE, "note on the photos", f"delete {out}") != source.fingerprint:
         raise LandmarkRetrievalError(f"{out} holds descriptors of other photos: delete it, or choose another folder.")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -15,7 +15,7 @@ def conf_folder() -> Path:
     return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
 
 
-def compose(overrides: Sequence[str], config_name: str = "train") -> Any:
+def compose(overrides: Sequence[str]) -> Any:
     """Compose a config as `python -m landmark_retrieval.train OVERRIDES` does; an OmegaConf DictConfig.
 
     Raises:
@@ -30,9 +30,14 @@ def compose(overrides: Sequence[str], config_name: str = "train") -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return hydra_compose(config_name, list(overrides))
+            return hydra_compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise LandmarkRetrievalError(_sentence(error, overrides)) from error
+
+
+def no_stage() -> LandmarkRetrievalError:
+    """The error for a config without a stage."""
+    return LandmarkRetrievalError(f"No stage was chosen: add +stage=NAME, one of {', '.join(choices('stage'))}.")
 
 
 def choices(group: str) -> list[str]:

@@ -1,5 +1,4 @@
-"""Run stages one after another, each as a process (group) of its own that starts from the hand-over of the one
-before."""
+"""Run stages one after another, each in a process of its own, from the hand-over of the one before."""
 
 import os
 import subprocess
@@ -37,8 +36,7 @@ class PlannedStage:
 
 
 def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedStage]:
-    """Compose every stage of `conf/curriculum/<name>.yaml`, so that a mistake in the last one shows before the first
-    runs.
+    """Compose every stage of `conf/curriculum/<name>.yaml`: a mistake in the last one shows before the first runs.
 
     Args:
         name: of the curriculum.

@@ -16,8 +16,7 @@ PAGE, HEAD = "handoff.json", "head.safetensors"
 
 @dataclass(frozen=True)
 class Handoff:
-    """The hand-over of a finished stage. It lies in the run folder: `handoff.json`, the saved model,
-    `head.safetensors`.
+    """The hand-over of a finished stage: `handoff.json`, the saved model and `head.safetensors` in the run folder.
 
     Attributes:
         folder: where it is.
@@ -93,8 +92,9 @@ class Handoff:
                 f"first is {unlike[0]}): choose the same `model` in both stages."
             )
         model.load_state_dict(state)
-        held = self._head_weight().view(len(self.classes), -1, self._width(head))
-        weight = head.get_parameter("weight").data.view(len(classes), -1, held.shape[2])
+        weight = head.get_parameter("weight").data
+        width = weight.shape[1]
+        weight, held = weight.view(len(classes), -1, width), self.head_weight().view(len(self.classes), -1, width)
         if held.shape[1] != weight.shape[1]:
             return f"{self.stage}: the model; the head starts afresh (its classes have another number of centers)"
         rows = {name: row for row, name in enumerate(self.classes)}
@@ -104,7 +104,12 @@ class Handoff:
             weight[new] = held[old].to(weight)
         return f"{self.stage}: the model, and the head's centers of {len(common)} of {len(classes)} classes"
 
-    def _head_weight(self) -> torch.Tensor:
+    def head_weight(self) -> torch.Tensor:
+        """The head's weight, (classes * centers per class, D); the centers of a class follow each other.
+
+        Raises:
+            LandmarkRetrievalError: the file is missing, or not the one that the page describes.
+        """
         path = self.folder / HEAD
         if not path.exists() or sha256_of(path) != self.head_sha256:
             raise LandmarkRetrievalError(
@@ -112,7 +117,3 @@ class Handoff:
                 f"{self.stage} again."
             )
         return load_file(path)["weight"]
-
-    @staticmethod
-    def _width(head: torch.nn.Module) -> int:
-        return head.get_parameter("weight").shape[1]

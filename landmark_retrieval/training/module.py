@@ -20,8 +20,7 @@ from landmark_retrieval.training.schedule import cosine_with_warmup
 
 
 class LandmarkModule(pl.LightningModule):
-    """Train a model and a head on batches of a `LandmarkDataModule`; validate by retrieval (and recognition) at each
-    epoch's end.
+    """Train a model and a head on a `LandmarkDataModule`, and measure retrieval and recognition after each epoch.
 
     Args:
         model: float images (B, 3, S, S) -> descriptors (B, D).
@@ -79,8 +78,8 @@ class LandmarkModule(pl.LightningModule):
         backbone = tuple(f"model.{name}." for name in getattr(self.model, "backbone_modules", ()))
         if self.backbone_lr_scale != 1 and not any(name.startswith(backbone) for name, _ in self.named_parameters()):
             raise LandmarkRetrievalError(
-                f"optimizer.backbone_lr_scale is {self.backbone_lr_scale}, but {type(self.model).__name__} does not say "
-                "what it applies to: set it to 1, or name the modules in the model's `backbone_modules`."
+                f"optimizer.backbone_lr_scale is {self.backbone_lr_scale}, but {type(self.model).__name__} names no "
+                "`backbone_modules` that it would apply to: set it to 1, or name them."
             )
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():

@@ -22,6 +22,7 @@ from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
 from landmark_retrieval.heads import dynamic_margins
+from landmark_retrieval.training.configs import no_stage
 from landmark_retrieval.training.handoff import PAGE, Handoff
 from landmark_retrieval.training.module import LandmarkModule
 
@@ -50,9 +51,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     """
     stage = config["stage"]
     if not stage:
-        from landmark_retrieval.training.configs import choices
-
-        raise LandmarkRetrievalError(f"No stage was chosen: add +stage=NAME, one of {', '.join(choices('stage'))}.")
+        raise no_stage()
     folder = Path(config["run_dir"])
     if finished := finished_handoff(config):
         say(f"Stage {stage['name']} is finished, see {folder / PAGE}; nothing to do.")
@@ -88,8 +87,10 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         freeze_batchnorm=stage["freeze_batchnorm"],
     )
     trainer = _trainer(config, folder, bool(data.retrieval_solution))
+    decisive = comparable(config)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(config, folder, say), weights_only=True)
+        checkpoint = _checkpoint(config["resume"], decisive, folder, say)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what the trainer makes of Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
@@ -98,7 +99,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     metrics = module.metrics_so_far | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         card = _card(config, data)
-        Handoff.write(folder, stage["name"], model, head, card, classes, metrics, comparable(config))
+        Handoff.write(folder, stage["name"], model, head, card, classes, metrics, decisive)
     trainer.strategy.barrier()
     return Handoff.read(folder, "run the stage again")
 
@@ -186,11 +187,10 @@ def _parent(config: dict[str, Any]) -> Handoff | None:
     return Handoff.read(folder, advice)
 
 
-def _checkpoint(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str | None:
-    """Where to carry on, if the run folder holds an unfinished run of this config."""
+def _checkpoint(resume: bool, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str | None:
+    """Where to carry on, if the run folder holds an unfinished run with these decisive parts of the config."""
     record, last = folder / "config.json", folder / "checkpoints" / "last.ckpt"
-    wanted = comparable(config)
-    if config["resume"] and last.exists() and record.exists():
+    if resume and last.exists() and record.exists():
         if read_json(record, "record of the run", f"delete {folder}") == wanted:
             say(f"Carrying on from {last}.")
             _keep_log(folder / "logs" / "csv" / "metrics.csv")

@@ -7,10 +7,11 @@ from landmark_retrieval.lazy import exports
 if TYPE_CHECKING:
     from landmark_retrieval.zoo.convert import convert_state_dict
     from landmark_retrieval.zoo.create import create_model, load_model
+    from landmark_retrieval.zoo.export import export_model
     from landmark_retrieval.zoo.records import list_models
     from landmark_retrieval.zoo.saved_model import save_model
 
-__all__ = ["convert_state_dict", "create_model", "list_models", "load_model", "save_model"]
+__all__ = ["convert_state_dict", "create_model", "export_model", "list_models", "load_model", "save_model"]
 
 # so that names and records can be looked up without waiting for torch
 __getattr__ = exports(
@@ -18,6 +19,7 @@ __getattr__ = exports(
     {
         "convert_state_dict": "convert",
         "create_model": "create",
+        "export_model": "export",
         "list_models": "records",
         "load_model": "create",
         "save_model": "saved_model",

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.zoo.records import IMAGENET_MEAN, IMAGENET_STD
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # of the numbers of a descriptor of unit length
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of a card that names no others
 OPSET = 18  # the oldest that torch writes without converting, so the one that most runtimes read
 LARGEST_FILE = 1_900_000_000  # bytes of weights in one ONNX file; its encoding ends at 2 GiB
 INPUT, OUTPUT = "images", "descriptors"
@@ -71,8 +71,8 @@ def export_model(model: nn.Module, card: Mapping[str, Any], out: str | Path, for
     as the models were trained: by area averaging where they shrink and bilinearly where they grow (OpenCV's
     INTER_AREA and INTER_LINEAR). That step is not in the file because ONNX has no operator that averages like that.
 
-    The file says about itself what the card says, with `mean` and `std` filled in, and `input`, `output` and `resize`
-    in words: an ONNX file in its metadata_props, a torch-export file in its extra file card.json.
+    The file says about itself what the card says, with `mean`, `std` and `interpolation` filled in, and `input`,
+    `output` and `resize` in words: an ONNX file in its metadata_props, a torch-export file in its extra file card.json.
 
     It is written whole or not at all, and only if it gives the module's descriptors of random images, in batches of 1
     and 3, to 1e-4.
@@ -102,9 +102,8 @@ def export_model(model: nn.Module, card: Mapping[str, Any], out: str | Path, for
             f"{out} is a folder: name the file to write, e.g. {out / 'model'}{SUFFIXES[format]}."
         )
     side, mean, std = card["image_size"], card.get("mean", IMAGENET_MEAN), card.get("std", IMAGENET_STD)
-    module = PhotosToDescriptors(copy.deepcopy(model), mean, std).float().eval().requires_grad_(False)
-    # torch.export.save stumbles over weights that are channels_last
-    module = module.to("cpu", memory_format=torch.contiguous_format)
+    module = PhotosToDescriptors(copy.deepcopy(model), mean, std).cpu().float().eval().requires_grad_(False)
+    module.to(memory_format=torch.contiguous_format)  # torch.export.save stumbles over channels_last
     try:
         program = _capture(module, side)
         metadata = _metadata(card, mean, std, _descriptor_length(program))
@@ -112,12 +111,12 @@ def export_model(model: nn.Module, card: Mapping[str, Any], out: str | Path, for
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             draft = Path(folder) / out.name
             run = (_write_onnx if format == "onnx" else _write_torch_export)(program, draft, metadata)
-            difference = run and _difference(run, module, side)
+            difference = _difference(run, module, side) if run else None
             # `not <=`, because what is not a number is not greater either
             if difference is not None and not difference <= TOLERANCE:
                 raise LandmarkRetrievalError(
                     f"{out} was not written: its descriptors of random images are off by {difference:.1e} from the "
-                    f"model's, more than {TOLERANCE:.0e} allows: check that the weights are finite, or choose another "
+                    f"model's, more than {TOLERANCE:.0e} allows: check that they are finite, or choose the other "
                     "format."
                 )
             return Exported(out, _move(draft, out), metadata, difference)
@@ -159,6 +158,7 @@ def _descriptor_length(program: torch.export.ExportedProgram) -> int:
 def _metadata(card: Mapping[str, Any], mean: Sequence[float], std: Sequence[float], length: int) -> dict[str, str]:
     side = card["image_size"]
     facts = {
+        "interpolation": "area",
         **card,
         "mean": list(mean),
         "std": list(std),
@@ -173,10 +173,8 @@ def _write_onnx(
     program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]
 ) -> Callable[[Tensor], Tensor] | None:
     """Write the program, and read the file again: images -> descriptors, or None where onnxruntime is missing."""
-    attention = torch.ops.aten.scaled_dot_product_attention.default
     written = torch.onnx.export(
-        # torch knows how to write attention over one batch dimension alone, the Hybrid-Swin has two: batch and windows
-        program.run_decompositions({attention: _attention}),
+        program,
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamic_shapes={INPUT: {0: "batch"}},
@@ -194,24 +192,6 @@ def _write_onnx(
         return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`scaled_dot_product_attention` in evaluation, for a float `bias` or none."""
-    if causal or enable_gqa or (bias is not None and bias.dtype == torch.bool):
-        raise NotImplementedError("attention that is causal, grouped or has a boolean mask")
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    return (scores if bias is None else scores + bias).softmax(-1) @ value
 
 
 def _write_torch_export(

@@ -79,8 +79,8 @@ def _henkel(name: str) -> Weights:
         name,
         "henkel2021",
         source=f"{HENKEL}; github.com/ChristofHenkel/kaggle-landmark-2021-1st-place has the code and links no weights",
-        by_hand=f"a checkpoint of that code becomes a model with `landmark-retrieval zoo convert FILE --source henkel2021 "
-        f"--model {name} --out DIR`"
+        by_hand="a checkpoint of that code becomes a model with `landmark-retrieval zoo convert FILE --source "
+        f"henkel2021 --model {name} --out DIR`"
         if convertible
         else "train it",
     )

@@ -1,4 +1,4 @@
-"""The architectures that have a name: those of Table 1 of Henkel 2021, of the DOLG paper, and small ones for a laptop."""
+"""The architectures that have a name: of Table 1 of Henkel 2021, of the DOLG paper, and small ones for a laptop."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -74,9 +74,7 @@ def _hybrid(
     )
 
 
-def _hybrid_arguments(
-    cnn: str, transformer: str, image_size: int, cnn_blocks: int, stem_stride: int
-) -> dict[str, Any]:
+def _hybrid_arguments(cnn: str, transformer: str, image_size: int, cnn_blocks: int, stem_stride: int) -> dict[str, Any]:
     return {
         "cnn": cnn,
         "transformer": transformer,
@@ -100,7 +98,7 @@ def _gem(size: str, image_size: int, published: str) -> Architecture:
     )
 
 
-def _dolg_resnet(depth: int, multi_atrous: bool, published: str | None) -> Architecture:
+def _dolg_resnet(depth: int, multi_atrous: bool, published: str) -> Architecture:
     return Architecture(
         f"dolg_resnet{depth}{'_ma' if multi_atrous else ''}",
         "DOLGResNet",
@@ -111,11 +109,14 @@ def _dolg_resnet(depth: int, multi_atrous: bool, published: str | None) -> Archi
     )
 
 
-def _authors(oxford: tuple[float, float], paris: tuple[float, float]) -> str:
+def _revisited(oxford: str, paris: str, where: str) -> str:
     return (
-        "mAP of the original weights by their authors' page, five scales, official query crop: ROxford "
-        f"{oxford[0]:.2f} Medium, {oxford[1]:.2f} Hard, RParis {paris[0]:.2f} Medium, {paris[1]:.2f} Hard"
+        "mAP of the original weights, Medium/Hard, five scales, official query crop: "
+        f"ROxford {oxford}, RParis {paris} ({where})"
     )
+
+
+_AUTHORS = "README of github.com/feymanpriv/DOLG"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -130,10 +131,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         _gem("b3", 768, _table_1("not given", "0.463")),
         _gem("b5", 704, _table_1("0.459", "not given")),
         _gem("b6", 512, _table_1("0.454", "0.470")),
-        _dolg_resnet(50, False, _authors((81.20, 62.55), (90.07, 79.20))),
-        _dolg_resnet(101, False, _authors((82.37, 64.93), (90.97, 81.71))),
-        _dolg_resnet(50, True, None),
-        _dolg_resnet(101, True, None),
+        _dolg_resnet(50, False, _revisited("81.20/62.55", "90.07/79.20", _AUTHORS)),
+        _dolg_resnet(101, False, _revisited("82.37/64.93", "90.97/81.71", _AUTHORS)),
+        _dolg_resnet(50, True, _revisited("80.50/58.82", "89.81/77.70", DOLG)),
+        _dolg_resnet(101, True, _revisited("81.50/61.10", "91.02/80.30", DOLG)),
         Architecture(
             "dolg_efficientnet_lite0",
             "DOLGNet",

@@ -1,5 +1,7 @@
 """A model on disk: `model.safetensors` and `model.json`, the card that says how to build it and what it takes."""
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,13 @@ from safetensors.torch import load_file, save_file
 from landmark_retrieval import models
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, replacing, sha256_of, write_json
+from landmark_retrieval.zoo.fit import guess, misfit
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-
-# what a model gets that was trained on nothing but ImageNet: a baseline that needs no files of ours
-IMAGENET_CARD = {
-    "architecture": "GeMNet",
-    "arguments": {"backbone": "tf_efficientnet_lite0", "embedding_dim": None},
-    "image_size": 256,
-    "trained_on": "ImageNet",
-    "weights_sha256": None,
-}
+ADVICE = (
+    "name a folder with model.json and model.safetensors (the run folder of a finished stage is one), weights of the "
+    "zoo (`landmark-retrieval zoo list --pretrained`), hf-hub:OWNER/NAME, or `imagenet`"
+)
 
 
 def save_model(folder: str | Path, model: torch.nn.Module, card: dict[str, Any]) -> dict[str, Any]:
@@ -33,51 +31,44 @@ def save_model(folder: str | Path, model: torch.nn.Module, card: dict[str, Any])
             (side of the square images, pixels), and whatever else is worth knowing.
 
     Returns:
-        The card with `weights_sha256` added.
+        The card with `weights_sha256` and `weights_size` (bytes) added.
     """
     folder = Path(folder)
     (folder / CARD).unlink(missing_ok=True)
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({key: value.contiguous().cpu() for key, value in model.state_dict().items()}, temporary)
-    card = {**card, "weights_sha256": sha256_of(folder / WEIGHTS)}
+    save_tensors(folder / WEIGHTS, model.state_dict())
+    size = (folder / WEIGHTS).stat().st_size
+    card = {**card, "weights_sha256": sha256_of(folder / WEIGHTS), "weights_size": size}
     write_json(folder / CARD, card)
     return card
 
 
-def load_model(where: str | Path) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Load a saved model, ready to describe photos.
-
-    Args:
-        where: a folder with model.json and model.safetensors (the run folder of a finished stage is one), or
-            "imagenet" for EfficientNet-Lite0 with ImageNet weights and GeM pooling, not trained on landmarks.
-
-    Returns:
-        The model in eval mode, and its card.
+def load_saved(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model in a folder, as its card says.
 
     Raises:
-        LandmarkRetrievalError: no such folder, a damaged card, weights that are not those of the card, or ImageNet
-            weights that could not be had.
+        LandmarkRetrievalError: no such folder, a damaged card, or weights that are not those of the card.
     """
-    if str(where) == "imagenet":
-        arguments: Any = IMAGENET_CARD["arguments"]
-        try:
-            return models.GeMNet(**arguments, pretrained=True).eval(), dict(IMAGENET_CARD)
-        except OSError as error:
-            raise LandmarkRetrievalError(str(error)) from error
-    folder = Path(where)
-    advice = "name the run folder of a finished stage, or `imagenet`"
-    card = read_json(folder / CARD, "model card", advice)
+    card = read_card(folder)
     state = load_weights(folder, card)
     try:
-        architecture = getattr(models, card["architecture"])
-        model = architecture(**card["arguments"])
-        model.load_state_dict(state)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        model = getattr(models, card["architecture"])(**card["arguments"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise LandmarkRetrievalError(
-            f"The model in {folder} cannot be built from its card ({reason}): {advice}."
-        ) from error
-    return model.eval(), card
+    else:
+        unlike = misfit(state, model)
+        if unlike is None:
+            model.load_state_dict(state)
+            return model, card
+        reason = f"{unlike}; {guess(state)}"
+    raise LandmarkRetrievalError(f"The model in {folder} cannot be built from its card ({reason}): {ADVICE}.")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card in a folder. LandmarkRetrievalError if there is none, or none that can be read."""
+    card = read_json(folder / CARD, "model card", ADVICE)
+    if not isinstance(card, dict):
+        raise LandmarkRetrievalError(f"The model card {folder / CARD} is damaged: {ADVICE}.")
+    return card
 
 
 def load_weights(folder: Path, card: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -91,7 +82,44 @@ def load_weights(folder: Path, card: dict[str, Any]) -> dict[str, torch.Tensor]:
         raise LandmarkRetrievalError(
             f"The weights {path} are not those that {folder / CARD} describes: copy both once more."
         )
+    return load_tensors(path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file. LandmarkRetrievalError if it is missing or damaged."""
     try:
         return load_file(path)
+    except FileNotFoundError:
+        raise LandmarkRetrievalError(f"There are no weights at {path}: name another file.") from None
     except SafetensorError as error:
         raise LandmarkRetrievalError(f"The weights {path} are damaged ({error}): copy them once more.") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a .safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
+
+
+def construct(name: str, kind: str, arguments: Mapping[str, Any], pretrained: bool = False) -> Any:
+    """An untrained model, or one whose backbone comes from ImageNet.
+
+    Args:
+        name: for errors.
+        kind: class of `landmark_retrieval.models`.
+        arguments: of its constructor, without `pretrained`.
+        pretrained: start from ImageNet weights.
+
+    Raises:
+        LandmarkRetrievalError: arguments that the class does not take, or ImageNet weights that could not be had.
+    """
+    made = getattr(models, kind)
+    known = [key for key in inspect.signature(made).parameters if key != "pretrained"]
+    if unknown := [key for key in arguments if key not in known]:
+        raise LandmarkRetrievalError(
+            f"{name} takes no {', '.join(unknown)}: the arguments of {kind} are {', '.join(known)}."
+        )
+    try:
+        return made(**arguments, pretrained=pretrained)
+    except (TypeError, ValueError, OSError) as error:
+        raise LandmarkRetrievalError(f"{name}: {error}") from error

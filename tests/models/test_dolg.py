@@ -6,25 +6,12 @@ import torch
 
 from landmark_retrieval.heads import SubCenterArcFace
 from landmark_retrieval.models import DOLGNet, GeMNet
-
-RENAMED = {
-    "mam.conv1.": "local_context.join.",
-    "mam.d": "local_context.branches.",
-    "attention2d.conv1.": "attention.project.",
-    "attention2d.bn.": "attention.norm.",
-    "attention2d.conv2.": "attention.score.",
-    "conv_g.": "global_project.0.",
-    "bn_g.": "global_project.1.",
-}
-
-
-def ours(name: str) -> str:
-    return next((new + name[len(old) :] for old, new in RENAMED.items() if name.startswith(old)), name)
+from landmark_retrieval.zoo import convert_state_dict
 
 
 def released_model(weights):
     net = DOLGNet("tf_efficientnet_b0", fusion="released2021")
-    net.load_state_dict({ours(k): v for k, v in weights.items() if not k.startswith("head.")}, strict=True)
+    net.load_state_dict(convert_state_dict(weights, source="henkel2021", model=net), strict=True)
     return net
 
 
@@ -57,13 +44,12 @@ def test_training_step_equals_the_released_code(golden_case):
     np.testing.assert_allclose(embedding.grad, expected["grad_embedding_f64"], atol=1e-9)
     gradients = {name: p.grad for name, p in net.named_parameters()}
     for block, norm in meta["gradnorm_f64"].items():
-        prefix = ours(block + ".").rstrip(".")
         parts = {
             "mam": "local_context",
             "conv_g": "global_project.0",
             "bn_g": "global_project.1",
             "attention2d": "attention",
-        }.get(block, prefix)
+        }.get(block, block)
         grads = (
             [head.weight.grad]
             if block == "head"

@@ -1,0 +1,217 @@
+"""Sub-center ArcFace as one autograd function that goes through the classes chunk by chunk.
+
+Neither the normalised weight nor the matrix of all cosines exists at any time: a chunk's cosines are computed, used and
+thrown away, and computed again for the gradients. The margin touches the target of each row only.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ReduceOp, all_reduce
+
+# of a CPU's cache for a chunk's weight, and of a GPU's memory for a chunk's cosines
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 4 << 20, 64 << 20
+
+
+class Split(NamedTuple):
+    """How the classes are dealt out: this process holds those from `first` on.
+
+    Attributes:
+        first: number of the first class that the weight belongs to.
+        group: process group among which the classes are split, or None.
+        world: number of processes in it.
+        rank: of this process in it.
+    """
+
+    first: int = 0
+    group: Any = None
+    world: int = 1
+    rank: int = 0
+
+
+class ArcFaceLoss(torch.autograd.Function):
+    """Mean cross-entropy of sub-center ArcFace: `apply(unit, weight, labels, margins, scale, sub_centers, split)`.
+
+    unit: embeddings of unit length, float32 or float64 (B, D); of all processes, if the classes are split.
+    weight: (C * sub_centers, D), any float type; the centers of class c follow each other.
+    labels: int64 (B,), numbers of classes.
+    margins: radians (B,), of each row's own class, in the dtype of `unit`.
+
+    The loss is the mean over the rows of this process; the gradients are those of the sum of all processes' losses for
+    `unit`, and of their mean for `weight`, as DistributedDataParallel would give them.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        margins: Tensor,
+        scale: float,
+        sub_centers: int,
+        split: Split,
+    ) -> Tensor:
+        with without_autocast(unit):
+            classes = len(weight) // sub_centers
+            labels = labels - split.first
+            own = (labels >= 0) & (labels < classes)
+            rows, cosine = _target_cosines(unit, weight, labels.clamp(0, classes - 1), sub_centers)
+            inverse_norms = torch.empty(len(weight), dtype=unit.dtype, device=unit.device)
+            largest = torch.full((len(unit),), -math.inf, dtype=unit.dtype, device=unit.device)
+            total = torch.zeros_like(largest)
+            for chunk in _chunks(unit, weight, labels, sub_centers):
+                torch.linalg.vector_norm(chunk.weight, dim=1, out=inverse_norms[chunk.rows])
+                inverse_norms[chunk.rows].clamp_(min=1e-12).reciprocal_()
+                nearest, _ = chunk.nearest(unit, inverse_norms)
+                logits = chunk.without_targets(nearest.mul_(scale))
+                now = torch.maximum(largest, logits.amax(0))
+                # a chunk of nothing but targets leaves -inf here, of which nothing may be subtracted
+                finite = now.clamp(min=-1e30)
+                total = total * (largest - finite).exp() + (logits - finite).exp_().sum(0)
+                largest = now
+            if split.group is not None:
+                cosine = torch.where(own, cosine, torch.zeros_like(cosine))
+                all_reduce(cosine, group=split.group)
+                overall = largest.clone()
+                all_reduce(overall, ReduceOp.MAX, group=split.group)
+                total = total * (largest - overall.clamp(min=-1e30)).exp()
+                all_reduce(total, group=split.group)
+                largest = overall
+            shifted, slope = with_margin(cosine, margins)
+            target = scale * shifted
+            peak = torch.maximum(largest, target)
+            normaliser = peak + (total * (largest - peak).exp() + (target - peak).exp()).log()
+            losses = normaliser - target
+        ctx.save_for_backward(unit, weight, labels, own, rows, cosine, slope, target, normaliser, inverse_norms)
+        ctx.scale, ctx.sub_centers, ctx.split = scale, sub_centers, split
+        return losses.chunk(split.world)[split.rank].mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        unit, weight, labels, own, rows, cosine, slope, target, normaliser, inverse_norms = ctx.saved_tensors
+        with without_autocast(unit):
+            factor = grad.to(unit.dtype) * ctx.scale * ctx.split.world / len(unit)
+            unit_grad, weight_grad = torch.zeros_like(unit), torch.empty_like(weight)
+            for chunk in _chunks(unit, weight, labels, ctx.sub_centers):
+                nearest, which = chunk.nearest(unit, inverse_norms)
+                share = chunk.without_targets(nearest.mul_(ctx.scale)).sub_(normaliser).exp_().mul_(factor)
+                chunk.backward(share, which, unit, inverse_norms, unit_grad, weight_grad)
+            # the target of each row, the same for one center
+            share = torch.where(own, ((target - normaliser).exp() - 1) * slope * factor, torch.zeros_like(target))
+            inverse = inverse_norms[rows]
+            center = weight[rows].to(unit.dtype) * inverse[:, None]
+            unit_grad.addcmul_(center, share[:, None])
+            away = torch.addcmul(unit, center, cosine[:, None], value=-1).mul_((share * inverse)[:, None])
+            weight_grad.index_add_(0, rows, away.to(weight.dtype))
+            if ctx.split.world > 1:
+                weight_grad.div_(ctx.split.world)
+        return unit_grad, weight_grad, None, None, None, None, None
+
+
+def with_margin(cosine: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosine of the angle widened by the margin, and its derivative with respect to the cosine.
+
+    `cos(theta + m)` where `cos(theta) > cos(pi - m)`, else `cos(theta) - m sin(pi - m)`, which keeps falling where the
+    angle would pass pi. At |cos(theta)| = 1, where the slope has no bound, it is cos(m).
+
+    Source: Deng et al. 2019 (ArcFace, arXiv 1801.07698), section 2, with the easy branch of its released code.
+    """
+    cosine = cosine.clamp(-1, 1)
+    square = (1 - cosine) * (1 + cosine)  # keeps the digits that 1 - c^2 loses near 1
+    sine = square.clamp(min=1e-30).sqrt()
+    easy = cosine <= (math.pi - margins).cos()
+    shifted = torch.where(
+        easy, cosine - margins * (math.pi - margins).sin(), cosine * margins.cos() - sine * margins.sin()
+    )
+    steep = torch.where(square > 1e-30, cosine / sine * margins.sin(), torch.zeros_like(cosine))
+    return shifted, torch.where(easy, torch.ones_like(cosine), margins.cos() + steep)
+
+
+def without_autocast(x: Tensor) -> Any:
+    """A context in which autocast leaves the dtypes of operations on the device of `x` alone."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
+def nearest_centers(unit: Tensor, weight: Tensor, sub_centers: int) -> Iterator[tuple[slice, Tensor]]:
+    """Chunk by chunk: which classes, and the cosine of each row with their nearest centers, (classes, B)."""
+    for chunk in _chunks(unit, weight, None, sub_centers):
+        norms = torch.linalg.vector_norm(chunk.weight, dim=1)
+        nearest, _ = chunk.nearest(unit, norms.clamp_(min=1e-12).reciprocal_(), local=True)
+        yield chunk.classes, nearest
+
+
+class _Chunk:
+    """Some of the classes: their centers, and what is computed with them. Cosines stand as (centers, B)."""
+
+    def __init__(self, first: int, count: int, weight: Tensor, labels: Tensor | None, sub_centers: int, dtype: Any):
+        self.classes = slice(first, first + count)
+        self.rows = slice(first * sub_centers, (first + count) * sub_centers)
+        self.weight = weight[self.rows].to(dtype)
+        self.sub_centers = sub_centers
+        self.labels = None if labels is None else labels - first
+
+    def nearest(self, unit: Tensor, inverse_norms: Tensor, local: bool = False) -> tuple[Tensor, Tensor]:
+        """Cosine with the nearest center of each class, and which (the first of equal ones), both (classes, B)."""
+        inverse_norms = inverse_norms if local else inverse_norms[self.rows]
+        cosines = torch.mm(self.weight, unit.T).mul_(inverse_norms[:, None])
+        cosines = cosines.view(-1, self.sub_centers, len(unit))
+        best, which = cosines[:, 0], torch.zeros(cosines[:, 0].shape, dtype=torch.uint8, device=unit.device)
+        for k in range(1, self.sub_centers):
+            which.masked_fill_(cosines[:, k] > best, k)
+            best = torch.maximum(best, cosines[:, k])
+        return best.contiguous(), which
+
+    def without_targets(self, logits: Tensor) -> Tensor:
+        """-inf where a row's own class stands, in place."""
+        assert self.labels is not None
+        here = (self.labels >= 0) & (self.labels < len(logits))
+        place = self.labels.clamp(0, len(logits) - 1)[None]
+        return logits.scatter_(0, place, logits.gather(0, place).masked_fill_(here[None], -math.inf))
+
+    def backward(
+        self, share: Tensor, which: Tensor, unit: Tensor, inverse_norms: Tensor, unit_grad: Tensor, weight_grad: Tensor
+    ) -> None:
+        """Add the gradient of the embeddings and write that of these centers.
+
+        share: gradient of the loss with respect to the cosine with the nearest center of each class, (classes, B).
+        """
+        inverse = inverse_norms[self.rows]
+        per_center = torch.stack([share * (which == k) for k in range(self.sub_centers)], 1).view(-1, len(unit))
+        per_center *= inverse[:, None]
+        unit_grad.addmm_(per_center.T, self.weight)
+        out = weight_grad[self.rows]
+        grad = torch.mm(per_center, unit, out=out if out.dtype == unit.dtype else None)
+        # what lies along the center itself does not turn it: subtract (grad . w / |w|) w / |w|
+        along = (grad * self.weight).sum(1).mul_(inverse.square())
+        grad.addcmul_(self.weight, along[:, None], value=-1)
+        if grad is not out:
+            out.copy_(grad)
+
+
+def _chunks(unit: Tensor, weight: Tensor, labels: Tensor | None, sub_centers: int) -> Iterator[_Chunk]:
+    classes = len(weight) // sub_centers
+    if unit.device.type == "cpu":
+        size = CPU_CHUNK_BYTES // (sub_centers * weight.shape[1] * unit.element_size())
+    else:
+        size = GPU_CHUNK_BYTES // (sub_centers * len(unit) * unit.element_size())
+    size = max(1, size)
+    for first in range(0, classes, size):
+        yield _Chunk(first, min(size, classes - first), weight, labels, sub_centers, unit.dtype)
+
+
+def _target_cosines(unit: Tensor, weight: Tensor, labels: Tensor, sub_centers: int) -> tuple[Tensor, Tensor]:
+    """The row of the weight that is nearest among those of each embedding's class, and the cosine with it."""
+    centers = torch.arange(sub_centers, device=labels.device)
+    rows = labels[:, None] * sub_centers + centers
+    held = weight[rows].to(unit.dtype)
+    inverse = torch.linalg.vector_norm(held, dim=2).clamp_(min=1e-12).reciprocal_()
+    cosine, which = (torch.einsum("bd,bkd->bk", unit, held) * inverse).max(1)
+    return rows.gather(1, which[:, None])[:, 0], cosine
