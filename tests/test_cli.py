@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from landmark_retrieval import cli
+from landmark_retrieval import GeMNet, cli
+from landmark_retrieval.data.manifest import Manifest
 from landmark_retrieval.data.reading import ShardedPhotos
+from landmark_retrieval.training.handoff import Handoff
 
 
 def run(capsys, *arguments):
@@ -98,6 +101,61 @@ def test_evaluate(shards, tmp_path, capsys, index):
     )
     assert (tmp_path / "gallery.html").exists()
     assert "no model card" in refused(capsys, "evaluate", shards, "--model", tmp_path / "x", "--out", tmp_path)
+
+
+@pytest.fixture
+def stage(shards, tmp_path):
+    """The run folder of a stage that has learnt nothing."""
+    classes = Manifest.read(shards / "train_full").classes
+    arguments = {"backbone": "mobilenetv3_small_050", "embedding_dim": 16}
+    model, weight = GeMNet(**arguments), torch.randn(3 * len(classes), 16)
+    config = {"data": {"train_set": "full"}, "head": {"sub_centers": 3}}
+    card = {"architecture": "GeMNet", "arguments": arguments, "image_size": 48}
+    return Handoff.write(tmp_path / "stage", "first", model, weight, card, list(classes), {}, config).folder
+
+
+def test_clean_and_shard_again(stage, photos, shards, tmp_path, capsys):
+    out = tmp_path / "clean"
+    code, said, _ = run(
+        capsys, "clean", stage, "--data", shards, "--out", out, "--angle", 179.9, "--set", "x", "--drop-sub-centers"
+    )
+    assert code == 0
+    assert f"{out / 'train_clean.csv'}: kept 48 of 48 photos, dropped 0 more than 179.9 degrees" in said
+    assert f"stage.weights={out} head.sub_centers=1" in said
+    assert {path.name for path in out.iterdir()} == {
+        *("train_clean.csv", "angles.csv", "left_out.csv", "descriptors"),
+        *("handoff.json", "head.safetensors", "model.json", "model.safetensors"),
+    }
+    lines = (out / "train_clean.csv").read_text().splitlines()
+    (out / "train_clean.csv").write_text("\n".join(lines[:3]))  # the header and two landmarks
+    count = sum(len(line.split(",")[1].split()) for line in lines[1:3])
+    again = ("shard", "gldv2", photos, "--out", tmp_path / "s", "--sets", "c", "--workers", 1)
+    _, said, _ = run(capsys, *again, "--clean-csv", out / "train_clean.csv")
+    assert f"train_c: {count} photos, 2 landmarks" in said
+
+
+def test_clean_refusals(stage, shards, tmp_path, capsys):
+    data = ("--data", shards, "--out", tmp_path / "clean")
+    assert "name the run folder" in refused(capsys, "clean", tmp_path / "nowhere", *data)
+    assert "between 0 and 180" in refused(capsys, "clean", stage, *data, "--angle", 0)
+    assert "choose another folder" in refused(capsys, "clean", stage, "--data", shards, "--out", stage)
+
+
+def test_folders_are_cleaned_after_landmarks_are_held_out(photos, tmp_path, capsys):
+    own = tmp_path / "own"
+    for n, photo in enumerate(sorted((photos / "train").rglob("*.jpg"))[:12]):
+        (own / f"Place {n % 4}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, own / f"Place {n % 4}")
+    command = ("shard", "folder", own, "--hold-out", 0.25, "--workers", 1)
+    run(capsys, *command, "--out", tmp_path / "s")
+    names = Manifest.read(tmp_path / "s" / "train").classes
+    ids = [photo for photo, _ in ShardedPhotos.open(tmp_path / "s" / "train").labels()]
+    kept = [photo for photo in ids if photo.startswith(names[1].replace(" ", "%20"))][:2]
+    (tmp_path / "clean.csv").write_text(f"landmark_id,images\n{names[1]},{' '.join(kept)}\n")
+    code, said, _ = run(capsys, *command, "--out", tmp_path / "t", "--clean-csv", tmp_path / "clean.csv")
+    assert code == 0
+    assert "train: 2 photos, 1 landmarks" in said
+    assert len({(tmp_path / out / "retrieval_solution.csv").read_text() for out in "st"}) == 1
 
 
 def python(*arguments, cwd):

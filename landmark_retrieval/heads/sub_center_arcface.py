@@ -81,10 +81,7 @@ class SubCenterArcFace(nn.Module):
 
     def cosine(self, embeddings: Tensor) -> Tensor:
         """Cosine of each embedding with the nearest center of each class, (B, num_classes); differentiable."""
-        unit = self._unit(embeddings)
-        with without_autocast(unit):
-            cosines = unit @ F.normalize(self.weight.to(unit.dtype)).T
-        return cosines.view(len(unit), -1, self.sub_centers).max(-1).values
+        return self._cosine(embeddings, self.weight)
 
     @torch.no_grad()
     def nearest_class(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,9 +96,24 @@ class SubCenterArcFace(nn.Module):
                 best = torch.maximum(best, value)
         return best, label
 
-    def _loss(self, unit: Tensor, labels: Tensor, split: Split) -> Tensor:
-        margins: Any = self._margins_like(unit)[labels] * self._ease
-        return ArcFaceLoss.apply(unit, self.weight, labels, margins, self.scale, self.sub_centers, split)
+    def full_weight(self) -> Tensor:
+        """The weight of all classes, (num_classes * sub_centers, embedding_dim), wherever it lies."""
+        return self.weight.detach()
+
+    def _loss(
+        self, unit: Tensor, labels: Tensor, split: Split, weight: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """The loss over the whole weight, or over some of it, where the label of each row stands at its place."""
+        margins = self._margins_like(unit)[labels] * self._ease
+        weight, places = (self.weight, labels) if weight is None else (weight, places)
+        loss: Any = ArcFaceLoss.apply(unit, weight, places, margins, self.scale, self.sub_centers, split)
+        return loss
+
+    def _cosine(self, embeddings: Tensor, weight: Tensor) -> Tensor:
+        unit = self._unit(embeddings)
+        with without_autocast(unit):
+            cosines = unit @ F.normalize(weight.to(unit.dtype)).T
+        return cosines.view(len(unit), -1, self.sub_centers).max(-1).values
 
     def _unit(self, embeddings: Tensor) -> Tensor:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
@@ -134,6 +146,10 @@ class SubCenterArcFace(nn.Module):
         return held
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        self._check_rows(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _check_rows(self, state_dict: Any, prefix: str) -> None:
         held = state_dict.get(f"{prefix}weight")
         rows = self.num_classes * self.sub_centers
         if held is not None and len(held) != rows:
@@ -142,7 +158,6 @@ class SubCenterArcFace(nn.Module):
                 f"{self.sub_centers}): to keep the rest of the checkpoint and start the head afresh, delete "
                 f"{prefix}weight from it and load it with strict=False; a stage hands over by the names of its classes."
             )
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.embedding_dim}, {self.num_classes}, sub_centers={self.sub_centers}, scale={self.scale}"

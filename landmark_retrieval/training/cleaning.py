@@ -193,7 +193,5 @@ def _write_left_out(
 
 
 def _hand_over(stage: Handoff, model: torch.nn.Module, weight: Tensor, out: Path) -> None:
-    head = heads.SubCenterArcFace(weight.shape[1], len(weight), sub_centers=1)
-    head.weight.data = weight
     config = {**stage.config, "head": {**stage.config["head"], "sub_centers": 1}}
-    Handoff.write(out, stage.stage, model, head, stage.card, stage.classes, stage.metrics, config)
+    Handoff.write(out, stage.stage, model, weight, stage.card, stage.classes, stage.metrics, config)

@@ -42,7 +42,7 @@ class Handoff:
         folder: Path,
         stage: str,
         model: torch.nn.Module,
-        head: torch.nn.Module,
+        head_weight: torch.Tensor,
         card: dict[str, Any],
         classes: list[str],
         metrics: dict[str, float],
@@ -52,7 +52,7 @@ class Handoff:
         (folder / PAGE).unlink(missing_ok=True)
         card = save_model(folder, model, card)
         with replacing(folder / HEAD) as temporary:
-            save_file({"weight": head.get_parameter("weight").detach().cpu().contiguous()}, temporary)
+            save_file({"weight": head_weight.detach().cpu().contiguous()}, temporary)
         written = cls(folder, stage, card, sha256_of(folder / HEAD), classes, metrics, config)
         page = {key: value for key, value in vars(written).items() if key != "folder"}
         write_json(folder / PAGE, {"format": 1, **page})

@@ -1,6 +1,6 @@
 """The LightningModule: a model, a head, how they are optimised, and how they are measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +12,7 @@ from landmark_retrieval.data.batches import Batch
 from landmark_retrieval.data.datamodule import LandmarkDataModule
 from landmark_retrieval.data.transforms import normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.heads import SubCenterArcFace
+from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
 from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.training import freezing
@@ -32,6 +32,8 @@ class LandmarkModule(pl.LightningModule):
         backbone_lr_scale: factor on the learning rate of what ImageNet has trained, the model's `backbone_modules`.
         freeze: name patterns of modules of the model that stand still, see `freezing.matching_modules`.
         freeze_batchnorm: the same for modules that learn but keep their BatchNorm statistics.
+        sharded: split the classes of the head over the processes, see `ShardedSubCenterArcFace`.
+        sample_rate: of its classes, if they are split.
 
     Logged: `train/loss`, `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`,
     `val/precision_at_1`, and `val/gap` where the data has a recognition solution; all in [0, 1].
@@ -48,8 +50,12 @@ class LandmarkModule(pl.LightningModule):
         backbone_lr_scale: float = 1.0,
         freeze: Sequence[str] = (),
         freeze_batchnorm: Sequence[str] = (),
+        sharded: bool = False,
+        sample_rate: float = 1.0,
     ) -> None:
         super().__init__()
+        if sample_rate != 1 and not sharded:
+            raise ValueError("head.sample_rate below 1 needs head.sharded=true.")
         self.model, self.head = model, head
         self.lr, self.weight_decay = lr, weight_decay
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
@@ -57,6 +63,7 @@ class LandmarkModule(pl.LightningModule):
         # tuples of references, not submodules of this module: the model already holds them
         self._frozen = tuple(freezing.matching_modules(model, freeze, "stage.freeze"))
         self._fixed_statistics = tuple(freezing.matching_modules(model, freeze_batchnorm, "stage.freeze_batchnorm"))
+        self.sharded, self.sample_rate = sharded, sample_rate
         self._described: list[dict[str, Any]] = []
         self._bad_steps: Any = 0
         self.metrics_so_far: dict[str, float] = {}
@@ -71,6 +78,13 @@ class LandmarkModule(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Descriptors (B, D), not normalised, of uint8 images (B, S, S, 3)."""
         return self.model(normalize(images))
+
+    def configure_model(self) -> None:
+        """Deal the head out, now that the processes know of each other."""
+        if self.sharded and not isinstance(self.head, ShardedSubCenterArcFace):
+            self.head = ShardedSubCenterArcFace(self.head, self.sample_rate)
+            # each process learns its own classes: nothing of this weight is to be averaged
+            self._ddp_params_and_buffers_to_ignore = ["head.weight"]
 
     # --- optimisation ---
 
@@ -101,8 +115,14 @@ class LandmarkModule(pl.LightningModule):
         freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
         self._bad_steps = 0
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        self.head.at_step(self.global_step)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102
-        loss = self.head(self(batch["images"]), batch["labels"])
+        try:
+            loss = self.head(self(batch["images"]), batch["labels"])
+        except ValueError as error:  # on a CPU the head looks at what it gets
+            raise LandmarkRetrievalError(f"In step {self.global_step}, epoch {self.current_epoch}: {error}") from error
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
         self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         # looked at when the epoch is over: a look at each step would make the host wait for the device
@@ -133,9 +153,21 @@ class LandmarkModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if isinstance(self.head, ShardedSubCenterArcFace):
+            groups = self.trainer.optimizers[0].param_groups
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            place = next(i for i, parameter in enumerate(parameters) if parameter is self.head.weight)
+            checkpoint["head_place"] = place
+            state = checkpoint["optimizer_states"][0]["state"].get(place, {})
+            checkpoint["optimizer_states"][0]["state"][place] = _like_weight(state, self.head.weight, self.head.gather)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self.metrics_so_far = checkpoint["metrics"]
+        if isinstance(self.head, ShardedSubCenterArcFace):
+            states = checkpoint["optimizer_states"][0]["state"]
+            whole = checkpoint["state_dict"]["head.weight"]
+            place = checkpoint["head_place"]
+            states[place] = _like_weight(states[place], whole, self.head.own)
 
     # --- measurement ---
 
@@ -147,12 +179,8 @@ class LandmarkModule(pl.LightningModule):
         if not batch["ids"]:
             return
         descriptors = self(batch["images"]).float()
-        rows: dict[str, Any] = {"descriptors": F.normalize(descriptors).cpu(), "ids": batch["ids"]}
-        rows |= {"split": dataloader_idx, "position": batch["positions"][0]}
-        if dataloader_idx == 0 and self.data.recognition_solution is not None:
-            score, label = self.head.cosine(descriptors).max(1)
-            rows |= {"label": label.cpu(), "score": score.cpu()}
-        self._described.append(rows)
+        rows = {"descriptors": F.normalize(descriptors).cpu(), "ids": batch["ids"], "split": dataloader_idx}
+        self._described.append({**rows, "position": batch["positions"][0]})
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
         described = self._gather(self._described)
@@ -181,8 +209,8 @@ class LandmarkModule(pl.LightningModule):
             ([i for rows in side for i in rows["ids"]], torch.cat([rows["descriptors"] for rows in side]))
             for side in sides
         )
-        nearest, _ = exact_search(queries, index, min(100, len(index)))
-        ranked = {q: [index_ids[i] for i in row] for q, row in zip(query_ids, nearest.tolist(), strict=True)}
+        found, _ = exact_search(queries, index, min(100, len(index)))
+        ranked = {q: [index_ids[i] for i in row] for q, row in zip(query_ids, found.tolist(), strict=True)}
         counted = {q: ranked[q] for q in solution.relevant if q in ranked}
         figures = {
             "val/map_at_100": mean_average_precision(counted, solution.relevant),
@@ -191,8 +219,9 @@ class LandmarkModule(pl.LightningModule):
         recognition = self.data.recognition_solution
         if recognition is not None:
             classes = self.data.train.manifest.classes
-            labels = torch.cat([rows["label"] for rows in sides[0]]).tolist()
-            scores = torch.cat([rows["score"] for rows in sides[0]]).tolist()
+            # every process has all queries here, and perhaps only some of the classes
+            nearest = [self.head.nearest_class(part.to(self.device)) for part in queries.split(1024)]
+            scores, labels = (torch.cat(parts).tolist() for parts in zip(*nearest, strict=True))
             predicted = {
                 q: (int(classes[label]), score)
                 for q, label, score in zip(query_ids, labels, scores, strict=True)
@@ -200,3 +229,11 @@ class LandmarkModule(pl.LightningModule):
             }
             figures["val/gap"] = global_average_precision(predicted, recognition.relevant)
         return figures
+
+
+def _like_weight(state: dict[str, Any], weight: Tensor, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """An optimizer's state of a weight, with what has the weight's shape changed."""
+    return {
+        key: change(value) if isinstance(value, Tensor) and value.shape == weight.shape else value
+        for key, value in state.items()
+    }

@@ -31,6 +31,10 @@ _FREE_KEYS = ("logger", "run_dir", "resume")
 _FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
 
 
+# of the head's config, what says how the trainer deals it out
+_SHARDING_KEYS = ("sharded", "sample_rate")
+
+
 # of several processes only the first one talks
 say_once: Callable[[str], None] = rank_zero_only(print)
 
@@ -63,8 +67,12 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     parent = _parent(config)
     counts = data.train.manifest.class_counts
     model = build(config["model"], pretrained=config["model"]["pretrained"] and parent is None)
+    sharding = {key: config["head"][key] for key in _SHARDING_KEYS}
     head = build(
-        config["head"], embedding_dim=model.embedding_dim, num_classes=len(counts), margins=_margins(config, counts)
+        {key: value for key, value in config["head"].items() if key not in _SHARDING_KEYS},
+        embedding_dim=model.embedding_dim,
+        num_classes=len(counts),
+        margins=_margins(config, counts),
     )
     classes = list(data.train.manifest.classes)
     if parent:
@@ -81,6 +89,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         model,
         head,
         **config["optimizer"],
+        **sharding,
         epochs=stage["epochs"],
         warmup_epochs=stage["warmup_epochs"],
         freeze=stage["freeze"],
@@ -95,11 +104,12 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    weight = module.head.full_weight()  # of which each process may hold a part
     # a run that had only its hand-over left to write has measured nothing now
     metrics = module.metrics_so_far | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         card = _card(config, data)
-        Handoff.write(folder, stage["name"], model, head, card, classes, metrics, decisive)
+        Handoff.write(folder, stage["name"], model, weight, card, classes, metrics, decisive)
     trainer.strategy.barrier()
     return Handoff.read(folder, "run the stage again")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.folder import hold_out, read_folder, read_unlabelled
+from landmark_retrieval.data.folder import hold_out, only_listed, read_folder, read_unlabelled
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 
@@ -55,3 +55,22 @@ def test_held_out_landmarks_are_never_trained_on(root):
 def test_impossible_fractions(root, fraction):
     with pytest.raises(LandmarkRetrievalError, match="not possible"):
         hold_out(read_folder(root), fraction)
+
+
+def test_only_listed_photos(root):
+    table = read_folder(root)
+    (root / "clean.csv").write_text(
+        "landmark_id,images\nTower,Tower/sub/photo%203.JPG Tower/sub/photo%201.JPG\nArch,Arch/sub/photo%200.JPG\n"
+    )
+    clean = only_listed(table, root / "clean.csv")
+    assert clean.classes == ("Arch", "Tower")
+    assert clean.ids == ["Arch/sub/photo%200.JPG", "Tower/sub/photo%201.JPG", "Tower/sub/photo%203.JPG"]
+    assert clean.labels.tolist() == [0, 1, 1]
+    for content, message in (
+        ("Tower,Tower/gone.jpg", r"line 2: Tower/gone\.jpg is no training photo of Tower.*hold out the same"),
+        ("Arch,Tower/sub/photo%203.JPG", "is no training photo of Arch"),
+        ("", "lists no photos"),
+    ):
+        (root / "clean.csv").write_text(f"landmark_id,images\n{content}")
+        with pytest.raises(LandmarkRetrievalError, match=message):
+            only_listed(table, root / "clean.csv")

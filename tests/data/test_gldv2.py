@@ -50,6 +50,14 @@ def test_byte_order_mark_and_column_order(root):
     assert read_train(root, "full").classes == ("5",)
 
 
+def test_another_list_in_place_of_train_clean(root):
+    write(root, "fewer.csv", ("landmark_id", "images"), (7, "cc3"))
+    assert read_train(root, "c", root / "fewer.csv").ids == ["cc3"]
+    assert read_train(root, "x", root / "fewer.csv").ids == ["aa1", "cc3"]
+    with pytest.raises(LandmarkRetrievalError, match=r"no GLDv2 file at .*nowhere\.csv"):
+        read_train(root, "c", root / "nowhere.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "which", "message"),
     [

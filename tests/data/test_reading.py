@@ -51,6 +51,12 @@ def test_a_cut_shard_is_an_error_even_if_its_size_was_not_checked(sharded, tmp_p
     alone = ShardedPhotos(tmp_path, dataclasses.replace(sharded.manifest, shards=(first,)))
     with pytest.raises(LandmarkRetrievalError, match=f"{first.file} is damaged"):
         list(alone.photos())
+    with pytest.raises(LandmarkRetrievalError, match=f"{first.file} is damaged"):
+        list(alone.labels())
+
+
+def test_labels_without_photos(sharded):
+    assert list(sharded.labels()) == [(photo.id, photo.label) for photo in sharded.photos()]
 
 
 def test_find(sharded):

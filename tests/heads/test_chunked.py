@@ -180,6 +180,17 @@ def test_cosine_of_one_and_minus_one(chunks_of, margin, chunk, dtype):
     assert x_grad[:, 0].abs().max() == 0 and weight_grad[0].abs().max() == 0
 
 
+@pytest.mark.parametrize("noise", [0, 1e-8, 1e-6, 1e-4])
+def test_close_to_its_center_no_slope_explodes(chunks_of, noise):
+    head, noisy, labels = example(1, 200, 0.5, labels=list(range(200)), dtype=torch.float32, dim=64, scale=45.0)
+    chunks_of(30, head)
+    # the direction in which the cosine changes is rounding here, the slope 1 / sine may be anything
+    x = F.normalize(head.weight.detach()) + noise * noisy
+    _, x_grad, weight_grad = by_chunks(head, x, labels)
+    assert x_grad.norm(dim=1).max() < 1.5 * 45 / len(x)
+    assert (weight_grad.norm(dim=1) * head.weight.norm(dim=1)).max() < 2 * 45 / len(x)
+
+
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_far_from_both_of_two_classes_nothing_underflows(chunks_of, chunk):
     head = SubCenterArcFace(4, 2, 1, 64.0, margins=0.5).double()
@@ -296,7 +307,7 @@ def test_nothing_grows_with_the_weight_but_its_gradient(chunks_of):
     head, x, labels = example(sub_centers, classes, 0.3, labels=list(range(0, 400, 50)), dtype=torch.float32, dim=dim)
     chunks_of(chunk, head)
     with NewStorages(head.weight, x, labels) as seen:
-        by_chunks(head, x, labels)
+        head(x.requires_grad_(), labels).backward()
     sizes = sorted(seen.sizes.values(), reverse=True)
     assert sizes[0] == head.weight.nbytes
     # the norms of the centers, or a chunk: all much smaller than the batch's cosines (B, C), let alone the weight

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from landmark_retrieval import DOLGNet
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
 from landmark_retrieval.training import stage as module
 from landmark_retrieval.training.configs import compose
 from landmark_retrieval.training.handoff import Handoff
@@ -132,24 +133,28 @@ def test_other_photos_under_the_same_path_start_again(config, shards, tmp_path):
     assert finished_handoff(wanted) is None
 
 
-def test_a_loss_that_is_not_finite_ends_the_stage(config, monkeypatch):
-    monkeypatch.setattr(module.LandmarkModule, "training_step", poisoned(module.LandmarkModule.training_step))
-    with pytest.raises(
-        LandmarkRetrievalError, match=r"not a finite number in 5 steps of epoch 0: set a smaller optimizer\.lr"
-    ):
+@pytest.mark.parametrize(
+    ("from_step", "message"),
+    [
+        (0, r"In step 1, epoch 0: Embedding 0 of the batch is not finite"),
+        (4, r"not a finite number in 1 steps of epoch 0: set a smaller optimizer\.lr"),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_the_stage(config, monkeypatch, from_step, message):
+    step = module.LandmarkModule.training_step
+
+    def poisoned(self, batch, batch_idx):
+        if batch_idx >= from_step:
+            with torch.no_grad():
+                self.head.weight.fill_(float("nan"))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.LandmarkModule, "training_step", poisoned)
+    with pytest.raises(LandmarkRetrievalError, match=message):
         run_stage(config())
     folder = Path(config()["run_dir"])
     assert not (folder / "handoff.json").exists()
     assert not (folder / "checkpoints" / "last.ckpt").exists()
-
-
-def poisoned(step):
-    def training_step(self, batch, batch_idx):
-        with torch.no_grad():
-            self.head.weight.fill_(float("nan"))
-        return step(self, batch, batch_idx)
-
-    return training_step
 
 
 def test_metrics_survive_a_kill_before_the_handover(config, monkeypatch):
@@ -186,11 +191,7 @@ def test_synchronised_batchnorm_keeps_the_activations():
 
 def test_two_processes_train_one_stage(tiny, tmp_path):
     """With frozen layers, and with fewer query photos than a batch."""
-    command = [sys.executable, "-m", "landmark_retrieval.train", "+stage=pretrain_small", *tiny, "data.batch_size=4"]
-    command += ["trainer.devices=2", "trainer.strategy=ddp", "stage.freeze=[backbone]", "run_dir=run"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("Handed over to run") == 1
+    in_two_processes(tiny, tmp_path, "run", "stage.freeze=[backbone]")
     alone = [*tiny, "data.batch_size=4", f"run_dir={tmp_path}/again"]
     parent = Handoff.read(tmp_path / "run", "")
     # validation of both halves together equals validation of the whole by one process
@@ -200,6 +201,48 @@ def test_two_processes_train_one_stage(tiny, tmp_path):
     again["stage"]["freeze"] = ["backbone", "local_context", "attention", "global_project", "global_pool", "neck"]
     for name in ("map_at_100", "precision_at_1", "gap"):
         assert run_stage(again).metrics[f"val/{name}"] == pytest.approx(parent.metrics[f"val/{name}"], abs=1e-6)
+
+
+def in_two_processes(tiny, folder, run, *overrides):
+    command = [sys.executable, "-m", "landmark_retrieval.train", "+stage=pretrain_small", *tiny, "data.batch_size=4"]
+    command += ["trainer.devices=2", "trainer.strategy=ddp", f"run_dir={run}", *overrides]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(f"Handed over to {run}") == 1
+    return folder / run
+
+
+def test_a_head_split_over_processes_learns_what_the_whole_one_learns(tiny, tmp_path):
+    overrides = ("stage.epochs=1", "stage.freeze=[backbone,local_context,attention]", "stage.warmup_epochs=0")
+    whole = in_two_processes(tiny, tmp_path, "whole", *overrides)
+    split = in_two_processes(tiny, tmp_path, "split", *overrides, "head.sharded=true")
+    for file in ("head.safetensors", "model.safetensors"):
+        expected, found = load_file(whole / file), load_file(split / file)
+        for key, value in expected.items():
+            # BatchNorm takes such a bias away again: its gradient is rounding, of which Adam makes steps
+            if not key.endswith(("0.bias", "running_mean")):
+                torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=f"{file}: {key}")
+    metrics, wanted = Handoff.read(split, "").metrics, Handoff.read(whole, "").metrics
+    assert metrics["val/gap"] == pytest.approx(wanted["val/gap"], abs=1e-3)
+
+    # a checkpoint of two processes holds the whole head and the whole of its optimizer's state ...
+    checkpoint, reference = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (split, whole))
+    rows = load_file(whole / "head.safetensors")["weight"].shape
+    assert checkpoint["state_dict"]["head.weight"].shape == rows
+    moments = [
+        [s["exp_avg"] for s in c["optimizer_states"][0]["state"].values() if s["exp_avg"].shape == rows]
+        for c in (checkpoint, reference)
+    ]
+    torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-5)
+
+    # ... from which one process can go on
+    net = DOLGNet("mobilenetv3_small_050")
+    alone = module.LandmarkModule(net, ShardedSubCenterArcFace(SubCenterArcFace(512, 5)), lr=0.1, sharded=True)
+    alone.load_state_dict(checkpoint["state_dict"], strict=True)
+    alone.on_load_checkpoint(checkpoint)
+    state = checkpoint["optimizer_states"][0]["state"][checkpoint["head_place"]]
+    assert torch.equal(state["exp_avg"], moments[0][0])
+    assert torch.equal(alone.head.weight.data, load_file(split / "head.safetensors")["weight"])
 
 
 @pytest.mark.parametrize(
