@@ -123,7 +123,7 @@ def test_lookups_are_those_of_the_whole_head(tmp_path):
 def test_a_sample_of_all_classes_changes_nothing_and_a_smaller_one_keeps_those_of_the_batch(tmp_path):
     for found in in_processes(2, tmp_path, "sampled"):
         most, half = found
-        embeddings, labels = batch(2)
+        _, labels = batch(2)
         assert torch.isfinite(most["loss"])
         # fewer negatives: a smaller sum under the logarithm
         assert half["loss"] <= most["loss"] + 1e-12
@@ -173,7 +173,7 @@ def test_bad_input(monkeypatch):
         ShardedSubCenterArcFace(head, sample_rate=0)
     with pytest.raises(ValueError, match="from 0 to 3"):
         ShardedSubCenterArcFace(head)(torch.randn(2, 4), torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="9 centers, this one 15.*delete weight from it"):
+    with pytest.raises(ValueError, match=r"9 centers, this one 15.*delete weight from it"):
         ShardedSubCenterArcFace(SubCenterArcFace(4, 5)).load_state_dict(head.state_dict())
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 8)
