@@ -182,13 +182,14 @@ def test_cosine_of_one_and_minus_one(chunks_of, margin, chunk, dtype):
 
 @pytest.mark.parametrize("noise", [0, 1e-8, 1e-6, 1e-4])
 def test_close_to_its_center_no_slope_explodes(chunks_of, noise):
-    head, noisy, labels = example(1, 200, 0.5, labels=list(range(200)), dtype=torch.float32, dim=64, scale=45.0)
+    head, noisy, labels = example(1, 200, 0.5, labels=list(range(200)), dtype=torch.float32, dim=64, scale=1.0)
     chunks_of(30, head)
-    # the direction in which the cosine changes is rounding here, the slope 1 / sine may be anything
+    # the direction in which the cosine changes is rounding here, and the slope 1 / sine has no bound; at this small
+    # scale the loss of every row is large, so that nothing hides it
     x = F.normalize(head.weight.detach()) + noise * noisy
     _, x_grad, weight_grad = by_chunks(head, x, labels)
-    assert x_grad.norm(dim=1).max() < 1.5 * 45 / len(x)
-    assert (weight_grad.norm(dim=1) * head.weight.norm(dim=1)).max() < 2 * 45 / len(x)
+    assert x_grad.norm(dim=1).max() < 1.5 / len(x)
+    assert (weight_grad.norm(dim=1) * head.weight.norm(dim=1)).max() < 2 / len(x)
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
