@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ReduceOp, all_reduce
 
-# of a CPU's cache for a chunk's weight, and of a GPU's memory for a chunk's cosines
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 4 << 20, 64 << 20
+# of a chunk's weight, what a CPU's cache holds; of its weight and of its cosines, what a GPU can spare
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 4 << 20, 128 << 20
 
 
 class Split(NamedTuple):
@@ -86,25 +86,30 @@ class ArcFaceLoss(torch.autograd.Function):
             shifted, slope = with_margin(cosine, margins)
             target = scale * shifted
             peak = torch.maximum(largest, target)
-            normaliser = peak + (total * (largest - peak).exp() + (target - peak).exp()).log()
-            losses = normaliser - target
-        ctx.save_for_backward(unit, weight, labels, own, rows, cosine, slope, target, normaliser, inverse_norms)
+            others = total * (largest - peak).exp()
+            # log1p where the target leads: a confident row keeps its digits
+            sums = others + (target - peak).exp()
+            losses = torch.where(target == peak, others.log1p(), sums.log() + (peak - target))
+            inverse_total = 1 / sums
+        ctx.save_for_backward(
+            unit, weight, labels, own, rows, cosine, slope, losses, peak, inverse_total, inverse_norms
+        )
         ctx.scale, ctx.sub_centers, ctx.split = scale, sub_centers, split
         return losses.chunk(split.world)[split.rank].mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        unit, weight, labels, own, rows, cosine, slope, target, normaliser, inverse_norms = ctx.saved_tensors
+        unit, weight, labels, own, rows, cosine, slope, losses, peak, inverse_total, inverse_norms = ctx.saved_tensors
         with without_autocast(unit):
             factor = grad.to(unit.dtype) * ctx.scale * ctx.split.world / len(unit)
             unit_grad, weight_grad = torch.zeros_like(unit), torch.empty_like(weight)
             for chunk in _chunks(unit, weight, labels, ctx.sub_centers):
                 nearest, which = chunk.nearest(unit, inverse_norms)
-                share = chunk.without_targets(nearest.mul_(ctx.scale)).sub_(normaliser).exp_().mul_(factor)
+                share = chunk.without_targets(nearest.mul_(ctx.scale)).sub_(peak).exp_().mul_(factor * inverse_total)
                 chunk.backward(share, which, unit, inverse_norms, unit_grad, weight_grad)
             # the target of each row, the same for one center
-            share = torch.where(own, ((target - normaliser).exp() - 1) * slope * factor, torch.zeros_like(target))
+            share = torch.where(own, torch.expm1(-losses) * slope * factor, torch.zeros_like(slope))
             inverse = inverse_norms[rows]
             center = weight[rows].to(unit.dtype) * inverse[:, None]
             unit_grad.addcmul_(center, share[:, None])
@@ -198,11 +203,9 @@ class _Chunk:
 
 def _chunks(unit: Tensor, weight: Tensor, labels: Tensor | None, sub_centers: int) -> Iterator[_Chunk]:
     classes = len(weight) // sub_centers
-    if unit.device.type == "cpu":
-        size = CPU_CHUNK_BYTES // (sub_centers * weight.shape[1] * unit.element_size())
-    else:
-        size = GPU_CHUNK_BYTES // (sub_centers * len(unit) * unit.element_size())
-    size = max(1, size)
+    cpu = unit.device.type == "cpu"
+    most, width = (CPU_CHUNK_BYTES, weight.shape[1]) if cpu else (GPU_CHUNK_BYTES, max(weight.shape[1], len(unit)))
+    size = max(1, most // (sub_centers * width * unit.element_size()))
     for first in range(0, classes, size):
         yield _Chunk(first, min(size, classes - first), weight, labels, sub_centers, unit.dtype)
 

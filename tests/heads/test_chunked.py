@@ -373,3 +373,13 @@ def test_no_loss_of_an_empty_batch_or_of_what_is_not_finite():
     x[2, 1] = math.nan
     with pytest.raises(ValueError, match="Embedding 2"):
         head(x, labels)
+
+
+def test_confident_rows_keep_their_digits(chunks_of):
+    head, noisy, labels = example(3, 200, 0.3, labels=list(range(0, 200, 20)), dtype=torch.float32, dim=64, scale=45.0)
+    chunks_of(30, head)
+    # noise no larger than this leaves a loss of about 1e-5, less than one step of float32 at a logit of 45
+    x = F.normalize(head.weight.detach()[labels * 3]) + 0.5 * F.normalize(noisy)
+    own = by_chunks(head, x, labels)
+    for single, double in zip(own, plain(head.double(), x.double(), labels), strict=True):
+        assert (single.double() - double).norm() < 1e-4 * double.norm()

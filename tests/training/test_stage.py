@@ -17,6 +17,7 @@ from landmark_retrieval.training import stage as module
 from landmark_retrieval.training.configs import compose
 from landmark_retrieval.training.handoff import Handoff
 from landmark_retrieval.training.stage import finished_handoff, run_stage
+from landmark_retrieval.zoo import load_model
 
 
 @pytest.fixture
@@ -300,3 +301,21 @@ def test_the_head_carries_over_classes_by_name(tmp_path):
     assert "1 of 2 classes" in written.load_into(model, new, ["x", "b"])
     torch.testing.assert_close(new.weight[3:6], head.weight[3:6])
     torch.testing.assert_close(new.weight[:3], fresh[:3])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model=hybrid_efficientnet_lite0_swin_tiny_224", "data.image_size=224", "model.embedding_dim=32"],
+        ["model=dolg_resnet50", "data.image_size=48"],
+        ["model=gem_efficientnet_b3", "data.image_size=48", "model.backbone=mobilenetv3_small_050"],
+    ],
+)
+def test_every_kind_of_model_trains_and_is_loaded_again(tiny, tmp_path, model):
+    small = [override for override in tiny if not override.startswith("model.backbone")]
+    overrides = [*small, *model, "data.batch_size=4", "stage.epochs=1", f"run_dir={tmp_path}/run"]
+    overrides += ["trainer.limit_train_batches=1", "optimizer.backbone_lr_scale=0.1"]
+    composed = compose(["+stage=pretrain_small", *overrides])
+    handoff = run_stage(OmegaConf.to_container(composed, resolve=True))
+    net, card = load_model(handoff.folder)
+    assert net(torch.zeros(1, 3, card["image_size"], card["image_size"])).shape == (1, net.embedding_dim)
