@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ReduceOp, all_reduce
 
 # of a chunk's weight, what a CPU's cache holds; of its weight and of its cosines, what a GPU can spare
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 4 << 20, 128 << 20
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 8 << 20, 128 << 20
 
 
 class Split(NamedTuple):
@@ -106,8 +106,8 @@ class ArcFaceLoss(torch.autograd.Function):
             unit_grad, weight_grad = torch.zeros_like(unit), torch.empty_like(weight)
             for chunk in _chunks(unit, weight, labels, ctx.sub_centers):
                 nearest, which = chunk.nearest(unit, inverse_norms)
-                share = chunk.without_targets(nearest.mul_(ctx.scale)).sub_(peak).exp_().mul_(factor * inverse_total)
-                chunk.backward(share, which, unit, inverse_norms, unit_grad, weight_grad)
+                share = chunk.without_targets(nearest * ctx.scale).sub_(peak).exp_().mul_(factor * inverse_total)
+                chunk.backward(share, nearest, which, unit, inverse_norms, unit_grad, weight_grad)
             # the target of each row, the same for one center
             share = torch.where(own, torch.expm1(-losses) * slope * factor, torch.zeros_like(slope))
             inverse = inverse_norms[rows]
@@ -182,21 +182,31 @@ class _Chunk:
         return logits.scatter_(0, place, logits.gather(0, place).masked_fill_(here[None], -math.inf))
 
     def backward(
-        self, share: Tensor, which: Tensor, unit: Tensor, inverse_norms: Tensor, unit_grad: Tensor, weight_grad: Tensor
+        self,
+        share: Tensor,
+        nearest: Tensor,
+        which: Tensor,
+        unit: Tensor,
+        inverse_norms: Tensor,
+        unit_grad: Tensor,
+        weight_grad: Tensor,
     ) -> None:
         """Add the gradient of the embeddings and write that of these centers.
 
         share: gradient of the loss with respect to the cosine with the nearest center of each class, (classes, B).
         """
         inverse = inverse_norms[self.rows]
-        per_center = torch.stack([share * (which == k) for k in range(self.sub_centers)], 1).view(-1, len(unit))
+        chosen = [which == k for k in range(self.sub_centers)]
+        per_center = torch.stack([share * mask for mask in chosen], 1).view(-1, len(unit))
+        turned = nearest.mul_(share)
+        along = torch.stack([(turned * mask).sum(1) for mask in chosen], 1).view(-1)
         per_center *= inverse[:, None]
         unit_grad.addmm_(per_center.T, self.weight)
         out = weight_grad[self.rows]
         grad = torch.mm(per_center, unit, out=out if out.dtype == unit.dtype else None)
-        # what lies along the center itself does not turn it: subtract (grad . w / |w|) w / |w|
-        along = (grad * self.weight).sum(1).mul_(inverse.square())
-        grad.addcmul_(self.weight, along[:, None], value=-1)
+        # what lies along the center itself does not turn it: subtract (grad . w / |w|) w / |w|, where
+        # grad . w / |w| is the sum of share times cosine, over |w|
+        grad.addcmul_(self.weight, along.mul_(inverse.square())[:, None], value=-1)
         if grad is not out:
             out.copy_(grad)
 
