@@ -18,23 +18,23 @@ import gc
 import json
 import math
 import os
-import resource
+import socket
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from measure import DEVICE, Step, in_turn, peak_since, resident_peak, seconds
+from torch import Tensor, multiprocessing, nn
 
-from landmark_retrieval.heads import SubCenterArcFace
+from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace, chunked
 
 CLASSES, CENTERS, DIM, SCALE, MARGIN = 81_313, 3, 512, 45.0, 0.3
 SCALING = (10_000, 81_313, 203_094, 1_000_000)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Step = Callable[[], Tensor]
 
 
 # --- what is compared: each builds its own weight and returns a step, forward and backward ---
@@ -146,25 +146,6 @@ def check(classes: int, size: int) -> str:
 # --- measuring ---
 
 
-def seconds(step: Step) -> float:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    step()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def resident_peak() -> int:
-    """Most bytes of memory that this process has held so far."""
-    try:  # not ru_maxrss, which on Linux begins with the peak of the process that started this one
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def alone(name: str, classes: int, size: int, runs: int) -> dict[str, float]:
     """Median seconds and peak memory in a process of its own: this one."""
     if name == "pytorch-metric-learning":
@@ -172,8 +153,7 @@ def alone(name: str, classes: int, size: int, runs: int) -> dict[str, float]:
     before = resident_peak()
     step = STEPS[name](classes, size)
     took = [seconds(step) for _ in range(2 + runs)][2:]
-    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident_peak() - before
-    return {"seconds": statistics.median(took), "bytes": peak}
+    return {"seconds": statistics.median(took), "bytes": peak_since(before)}
 
 
 def in_fresh_process(name: str, classes: int, size: int, runs: int) -> dict[str, float]:
@@ -210,9 +190,7 @@ def compared(classes: int, size: int, runs: int) -> Iterator[str]:
     for name in list(STEPS)[1:]:
         gc.collect()
         mine, other = ours(classes, size), STEPS[name](classes, size)
-        for _ in range(2):
-            mine(), other()
-        pairs = [(seconds(mine), seconds(other)) for _ in range(runs)]
+        pairs = in_turn(mine, other, runs)
         own += [a for a, _ in pairs]
         ratio = statistics.median(a / b for a, b in pairs)
         rows.append((name, statistics.median(b for _, b in pairs), ratio))
@@ -248,6 +226,49 @@ def scaling(all_classes: tuple[int, ...], size: int, runs: int) -> Iterator[str]
         )
 
 
+# --- split over processes ---
+
+
+def counted(collective: Callable[..., Any], given: int, sent: list[int]) -> Callable[..., Any]:
+    """The collective, noting the bytes of the argument that it gives to the others."""
+
+    def counting(*arguments: Any, **more: Any) -> Any:
+        sent.append(arguments[given].nbytes)
+        return collective(*arguments, **more)
+
+    return counting
+
+
+def sent_in_a_step(rank: int, classes: int, size: int, port: int) -> None:
+    """In one of two gloo processes: bytes that it puts into collectives in a step, counted where they are called."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    head = ShardedSubCenterArcFace(SubCenterArcFace(DIM, classes, CENTERS, SCALE, MARGIN))
+    sent: list[int] = []
+    for module, name, given in (
+        (dist, "all_gather_into_tensor", 1),
+        (dist, "reduce_scatter_tensor", 1),
+        (chunked, "all_reduce", 0),
+    ):
+        setattr(module, name, counted(getattr(module, name), given, sent))
+    x, labels = batch(classes, size)
+    head(x, labels).backward()
+    if rank == 0:
+        whole = 4 * classes * CENTERS * DIM
+        print(f"| {classes:,} | {size} | {sum(sent) / 2**10:,.1f} | {whole / 2**10:,.0f} |", flush=True)
+    dist.destroy_process_group()
+
+
+def traffic(all_classes: tuple[int, ...]) -> None:
+    print("\n### Split over two gloo processes: what each gives to the others in a step\n")
+    print("| classes | batch per process | KiB | gradient of the whole weight, KiB |\n|---|---|---|---|", flush=True)
+    for classes in all_classes:
+        for size in (32, 64):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            multiprocessing.spawn(sent_in_a_step, (classes, size, port), nprocs=2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=11, help="pairs per comparison")
@@ -271,6 +292,7 @@ def main() -> None:
             print(line, flush=True)
     for line in scaling((2_000, 5_000) if arguments.quick else SCALING, sizes[0], max(3, runs // 2)):
         print(line, flush=True)
+    traffic((2_000, 5_000) if arguments.quick else (10_000, CLASSES))
 
 
 if __name__ == "__main__":

@@ -6,20 +6,19 @@
 
 The straightforward form is the same network with the same weights as the released code builds it: NCHW, all
 EfficientNet stages built and run, and for DOLG the full map of fused features, averaged at the end. Its results are
-compared with ours before anything is timed.
+compared with ours before anything is timed. Peak memory is over what a fresh process holds after its imports.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from measure import DEVICE, in_turn, medians, peak_since, resident_peak, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,7 +40,6 @@ TABLE_1 = {  # name -> px
 }
 # name -> (px, batch) for the comparison with the straightforward form
 COMPARED = {"dolg_efficientnet_b5": (256, 4), "hybrid_efficientnet_b6_swin_base_384": (384, 2)}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- the straightforward form ---
@@ -92,35 +90,6 @@ def straightforward(net: nn.Module) -> nn.Module:
 # --- measuring ---
 
 
-def seconds(run: Callable[[], object]) -> float:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def in_turn(ours: Callable[[], object], theirs: Callable[[], object], runs: int, warmup: int = 2) -> tuple[float, ...]:
-    """Median seconds of both, and the median of the ratio theirs / ours, pair by pair."""
-    for _ in range(warmup):
-        ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
-    return (
-        statistics.median(own for own, _ in pairs),
-        statistics.median(other for _, other in pairs),
-        statistics.median(other / own for own, other in pairs),
-    )
-
-
-def peak_mib() -> float:
-    """Of this process since its start: on the GPU what torch has held, otherwise resident memory."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def training_step(net: nn.Module, images: Tensor) -> Callable[[], None]:
     def step() -> None:
         net.zero_grad(set_to_none=True)
@@ -133,9 +102,9 @@ def training_step(net: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def one_row(name: str, runs: int) -> dict[str, float]:
-    side = TABLE_1[name]
+    side, before = TABLE_1[name], resident_peak()
     with torch.device("meta"):
-        shapes = create_model(name).eval()
+        shapes = create_model(name).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             shapes(torch.empty(1, 3, side, side))
     net = create_model(name).eval().to(DEVICE)
@@ -148,7 +117,7 @@ def one_row(name: str, runs: int) -> dict[str, float]:
         "parameters": sum(p.numel() for p in shapes.parameters()),
         "multiply_adds": counter.get_total_flops() / 2,
         "descriptors_per_second": batch / took,
-        "peak_mib": peak_mib(),
+        "peak_mib": peak_since(before) / 2**20,
     }
 
 
@@ -176,7 +145,8 @@ def compare(name: str, runs: int) -> None:
     theirs = straightforward(create_model(name)).to(DEVICE)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-3, atol=1e-4)
-    own, other, ratio = in_turn(training_step(ours.train(), images), training_step(theirs.train(), images), runs)
+    pairs = in_turn(training_step(ours.train(), images), training_step(theirs.train(), images), runs)
+    own, other, ratio = medians(pairs)
     print(
         f"{name}, {side} px, batch {batch}, {DEVICE}, forward + backward: {own:.3f} s, straightforward {other:.3f} s, "
         f"{ratio:.2f} times faster (median of {runs} pairs)",
@@ -205,7 +175,7 @@ def compile_(name: str, runs: int) -> None:
             loss = plain(images).float().square().mean()
         loss.backward()
 
-    own, other, ratio = in_turn(fast, eager, runs, warmup=5)
+    own, other, ratio = medians(in_turn(fast, eager, runs, warmup=5))
     print(
         f"{name}, {side} px, batch {batch}: bfloat16 + channels_last + compile {batch / own:.0f} images/s, "
         f"eager float16 straightforward {batch / other:.0f} images/s, {ratio:.2f} times faster ({runs} pairs)",
