@@ -103,7 +103,9 @@ class ArcFaceLoss(torch.autograd.Function):
         unit, weight, labels, own, rows, cosine, slope, losses, peak, inverse_total, inverse_norms = ctx.saved_tensors
         with without_autocast(unit):
             factor = grad.to(unit.dtype) * ctx.scale * ctx.split.world / len(unit)
-            unit_grad, weight_grad = torch.zeros_like(unit), torch.empty_like(weight)
+            for_unit, for_weight = ctx.needs_input_grad[:2]
+            unit_grad = torch.zeros_like(unit) if for_unit else None
+            weight_grad = torch.empty_like(weight) if for_weight else None
             for chunk in _chunks(unit, weight, labels, ctx.sub_centers):
                 nearest, which = chunk.nearest(unit, inverse_norms)
                 share = chunk.without_targets(nearest * ctx.scale).sub_(peak).exp_().mul_(factor * inverse_total)
@@ -112,11 +114,13 @@ class ArcFaceLoss(torch.autograd.Function):
             share = torch.where(own, torch.expm1(-losses) * slope * factor, torch.zeros_like(slope))
             inverse = inverse_norms[rows]
             center = weight[rows].to(unit.dtype) * inverse[:, None]
-            unit_grad.addcmul_(center, share[:, None])
-            away = torch.addcmul(unit, center, cosine[:, None], value=-1).mul_((share * inverse)[:, None])
-            weight_grad.index_add_(0, rows, away.to(weight.dtype))
-            if ctx.split.world > 1:
-                weight_grad.div_(ctx.split.world)
+            if unit_grad is not None:
+                unit_grad.addcmul_(center, share[:, None])
+            if weight_grad is not None:
+                away = torch.addcmul(unit, center, cosine[:, None], value=-1).mul_((share * inverse)[:, None])
+                weight_grad.index_add_(0, rows, away.to(weight.dtype))
+                if ctx.split.world > 1:
+                    weight_grad.div_(ctx.split.world)
         return unit_grad, weight_grad, None, None, None, None, None
 
 
@@ -188,20 +192,23 @@ class _Chunk:
         which: Tensor,
         unit: Tensor,
         inverse_norms: Tensor,
-        unit_grad: Tensor,
-        weight_grad: Tensor,
+        unit_grad: Tensor | None,
+        weight_grad: Tensor | None,
     ) -> None:
-        """Add the gradient of the embeddings and write that of these centers.
+        """Add the gradient of the embeddings and write that of these centers, where they are wanted.
 
         share: gradient of the loss with respect to the cosine with the nearest center of each class, (classes, B).
         """
         inverse = inverse_norms[self.rows]
         chosen = [which == k for k in range(self.sub_centers)]
         per_center = torch.stack([share * mask for mask in chosen], 1).view(-1, len(unit))
+        per_center *= inverse[:, None]
+        if unit_grad is not None:
+            unit_grad.addmm_(per_center.T, self.weight)
+        if weight_grad is None:
+            return
         turned = nearest.mul_(share)
         along = torch.stack([(turned * mask).sum(1) for mask in chosen], 1).view(-1)
-        per_center *= inverse[:, None]
-        unit_grad.addmm_(per_center.T, self.weight)
         out = weight_grad[self.rows]
         grad = torch.mm(per_center, unit, out=out if out.dtype == unit.dtype else None)
         # what lies along the center itself does not turn it: subtract (grad . w / |w|) w / |w|, where

@@ -383,3 +383,18 @@ def test_confident_rows_keep_their_digits(chunks_of):
     own = by_chunks(head, x, labels)
     for single, double in zip(own, plain(head.double(), x.double(), labels), strict=True):
         assert (single.double() - double).norm() < 1e-4 * double.norm()
+
+
+@pytest.mark.parametrize("frozen", ["embeddings", "weight"])
+def test_a_gradient_that_nobody_wants_is_not_computed(frozen):
+    head, x, labels = example()
+    x = x.clone().requires_grad_()
+    head(x, labels).backward()
+    expected = x.grad if frozen == "weight" else head.weight.grad
+    head.zero_grad()
+    x = x.detach().requires_grad_(frozen == "weight")
+    head.weight.requires_grad_(frozen == "embeddings")
+    head(x, labels).backward()
+    found, none = (x.grad, head.weight.grad) if frozen == "weight" else (head.weight.grad, x.grad)
+    assert none is None
+    assert torch.equal(found, expected)

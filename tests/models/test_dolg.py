@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from landmark_retrieval.heads import SubCenterArcFace
 from landmark_retrieval.models import DOLGNet, GeMNet
@@ -69,6 +70,28 @@ def test_fusion_is_orthogonal_in_float32():
     orthogonal, global_ = seen["fused"].chunk(2, 1)
     dot = (orthogonal * global_).sum(1).abs()
     assert (dot <= 1e-5 * orthogonal.norm(dim=1) * global_.norm(dim=1)).all()
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shape of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        self.seen |= {tuple(t.shape) for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, torch.Tensor)}
+        return made
+
+
+def test_the_map_of_fused_features_is_never_built():
+    net = DOLGNet("resnet18")
+    with Shapes() as shapes:
+        net(torch.randn(2, 3, 96, 96)).square().sum().backward()
+    assert (2, 1024, 6, 6) in shapes.seen  # the local features
+    assert (2, 2048) in shapes.seen  # what is fused, averaged before
+    assert not {shape for shape in shapes.seen if len(shape) == 4 and shape[1] == 2048}
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto", "regnety_002", "mobilenetv3_small_050"])
