@@ -292,10 +292,8 @@ def test_damaged_handovers(config, tmp_path):
 
 
 def test_the_head_carries_over_classes_by_name(tmp_path):
-    from landmark_retrieval.heads import SubCenterArcFace
-
     model, head = torch.nn.Linear(2, 2), SubCenterArcFace(4, 3)
-    written = Handoff.write(tmp_path, "one", model, head, {}, ["a", "b", "c"], {}, {})
+    written = Handoff.write(tmp_path, "one", model, head.weight, {}, ["a", "b", "c"], {}, {})
     new = SubCenterArcFace(4, 2)
     fresh = new.weight.detach().clone()
     assert "1 of 2 classes" in written.load_into(model, new, ["x", "b"])
