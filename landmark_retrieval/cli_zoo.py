@@ -130,7 +130,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.keep_head,
         arguments.image_size,
-        **dict(arguments.set),
+        dict(arguments.set),
     )
     print(f"{arguments.out}: {len(done.state)} tensors of {arguments.model}")
     if done.head is not None:

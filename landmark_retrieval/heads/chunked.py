@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ReduceOp, all_reduce
 
 # of a chunk's weight, what a CPU's cache holds; of its weight and of its cosines, what a GPU can spare
@@ -98,8 +97,9 @@ class ArcFaceLoss(torch.autograd.Function):
         return losses.chunk(split.world)[split.rank].mean()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        if torch.is_grad_enabled():  # with create_graph=True
+            raise RuntimeError("The loss of SubCenterArcFace has no second derivative: leave out create_graph=True.")
         unit, weight, labels, own, rows, cosine, slope, losses, peak, inverse_total, inverse_norms = ctx.saved_tensors
         with without_autocast(unit):
             factor = grad.to(unit.dtype) * ctx.scale * ctx.split.world / len(unit)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from landmark_retrieval.heads.chunked import Split
 from landmark_retrieval.heads.sub_center_arcface import SubCenterArcFace
@@ -56,7 +55,8 @@ class ShardedSubCenterArcFace(SubCenterArcFace):
                 "not sharded."
             )
         self.first = self._bound(self.rank)
-        self.weight = nn.Parameter(head.full_weight()[self._rows(self.rank)].clone())
+        own = head.full_weight()[self._rows(self.rank)].clone()
+        self.weight = nn.Parameter(own, requires_grad=head.weight.requires_grad)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
         self._check(embeddings, labels)
@@ -88,22 +88,24 @@ class ShardedSubCenterArcFace(SubCenterArcFace):
         return best, label
 
     def full_weight(self) -> Tensor:
-        """The weight of all classes, (num_classes * sub_centers, embedding_dim); called by all processes."""
+        """The weight of all classes, (num_classes * sub_centers, embedding_dim), on the CPU; called by all."""
         return self.gather(self.weight.detach())
 
     @torch.no_grad()
     def gather(self, own: Tensor) -> Tensor:
-        """What belongs to the rows of the whole weight, from what belongs to those of each process."""
-        whole = own.new_empty(self.num_classes * self.sub_centers, *own.shape[1:])
-        whole[self._rows(self.rank)] = own
-        if self.group is not None:
-            for rank in range(self.world):  # not all of one size, which all_gather would want
-                dist.broadcast(whole[self._rows(rank)], dist.get_global_rank(self.group, rank), self.group)
+        """What belongs to the rows of the whole weight, on the CPU, from what belongs to those of each process."""
+        own = own.to(_device_of(self.group, own))
+        whole = own.new_empty(self.num_classes * self.sub_centers, *own.shape[1:], device="cpu")
+        for rank in range(self.world):  # not all of one size, which all_gather would want
+            part = own if rank == self.rank else torch.empty_like(whole[self._rows(rank)], device=own.device)
+            if self.group is not None:
+                dist.broadcast(part, dist.get_global_rank(self.group, rank), self.group)
+            whole[self._rows(rank)] = part.cpu()
         return whole
 
     def own(self, whole: Tensor) -> Tensor:
-        """The rows of this process."""
-        return whole[self._rows(self.rank)]
+        """The rows of this process, a copy."""
+        return whole[self._rows(self.rank)].clone()
 
     def _bound(self, rank: int) -> int:
         return self.num_classes * rank // self.world
@@ -146,11 +148,17 @@ class _GatherRows(torch.autograd.Function):
         return _gathered(rows, group, world)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         own = grad.new_empty(ctx.shape)
         dist.reduce_scatter_tensor(own, grad.contiguous(), group=ctx.group)
         return own, None, None
+
+
+def _device_of(group: Any, tensor: Tensor) -> torch.device:
+    """Where collectives of the group take the tensor: NCCL takes none of the host, where it lies after a training."""
+    if group is None or tensor.device.type != "cpu" or "cpu" in dist.get_backend_config(group):
+        return tensor.device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _gathered(rows: Tensor, group: Any, world: int) -> Tensor:

@@ -112,7 +112,7 @@ class SubCenterArcFace(nn.Module):
     def _cosine(self, embeddings: Tensor, weight: Tensor) -> Tensor:
         unit = self._unit(embeddings)
         with without_autocast(unit):
-            cosines = unit @ F.normalize(weight.to(unit.dtype)).T
+            cosines = unit @ F.normalize(weight.to(unit)).T
         return cosines.view(len(unit), -1, self.sub_centers).max(-1).values
 
     def _unit(self, embeddings: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from landmark_retrieval.models.imagenet import create_timm_model
 def create_feature_backbone(
     name: str, pretrained: bool, stem_stride: int = 2, out_indices: tuple[int, ...] = (-2, -1)
 ) -> Any:
-    """Feature maps of a timm convolutional network; what comes after the last of them is not kept.
+    """Feature maps of a timm convolutional network; what an EfficientNet has after the last of them is not kept.
 
     Returns a module: images (B, 3, H, W) -> one map (B, C, H/s, W/s) per index, with `feature_info.channels()` and,
     for a stem stride of 2, `feature_info.reduction()` saying C and s. With `stem_stride=1` the maps have twice the
@@ -46,8 +46,9 @@ def create_feature_backbone(
 def _drop_unused_stages(backbone: nn.Module) -> None:
     """Cut off what timm's EfficientNets build, and run, after the last feature map that is asked for."""
     last: str = backbone.feature_info.module_name()[-1]  # type: ignore[union-attr, operator]
-    if last.startswith("blocks."):
-        backbone.blocks = backbone.blocks[: int(last.removeprefix("blocks.")) + 1]  # type: ignore[index]
+    blocks = getattr(backbone, "blocks", None)
+    if last.startswith("blocks.") and isinstance(blocks, nn.Sequential):
+        backbone.blocks = blocks[: int(last.removeprefix("blocks.")) + 1]
 
 
 def drop_stem_stride(backbone: nn.Module, name: str) -> None:

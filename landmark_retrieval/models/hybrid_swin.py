@@ -1,5 +1,6 @@
 """The Hybrid-Swin-Transformer: the first blocks of an EfficientNet, then a Swin Transformer over their grid."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ class CNNPatchEmbedding(nn.Module):
 
     Args:
         cnn: a timm architecture that offers `features_only`.
-        cnn_blocks: 1, 2 or 3: cut after timm's feature map of that number, of stride 4, 8 or 16.
+        cnn_blocks: 1, 2 or 3: cut after timm's feature map of that number, of an EfficientNet stride 4, 8 or 16.
         stem_stride: 2, or 1 for half of these strides.
         grid: g.
         channels: of the grid.
@@ -63,8 +64,8 @@ class HybridSwinNet(nn.Module):
         transformer: a timm Swin Transformer.
         image_size: px; must give a grid that Swin's windows cover in every stage: with windows of 7, a multiple of 224
             at stride 4, of 448 at stride 8, of 896 at stride 16. None is the smallest that fits.
-        cnn_blocks: 1, 2 or 3 cuts the CNN after timm's feature map of that number: stride 4, 8, 16. What comes after is
-            not built.
+        cnn_blocks: 1, 2 or 3 cuts the CNN after timm's feature map of that number, of an EfficientNet stride 4, 8, 16.
+            What comes after is not built.
         stem_stride: 2, or 1 for half of these strides.
         aggregation: "token" is the virtual token of the paper (see `SwinStages`), "mean" the average over the last grid
             as in the released code.
@@ -119,7 +120,7 @@ class HybridSwinNet(nn.Module):
         self.transformer = SwinStages(swin)
         channels, features = self.transformer.channels
         self.patch_embedding = (
-            swin.patch_embed if cnn is None else self._cnn_patch_embedding(pretrained in (True, "cnn"))
+            swin.patch_embed if cnn is None else self._cnn_patch_embedding(self.arguments, pretrained in (True, "cnn"))
         )
         token = trunc_normal_(torch.empty(1, 1, channels), std=0.02)
         self.token = nn.Parameter(token) if aggregation == "token" else None
@@ -141,7 +142,8 @@ class HybridSwinNet(nn.Module):
         """Put the first blocks of a CNN where the patches are made now (step 2 of the paper's four).
 
         Transformer, token and neck stay as they are, and so does the grid: `image_size` becomes the grid's side times
-        the new stride. What the old patch embedding has in common with the new one, name and shape, is carried over.
+        the new stride. Nothing of the old patch embedding is carried over to another architecture. To the same one goes
+        what has the same name and shape; with `pretrained`, only what is not of the CNN.
 
         Args:
             cnn: see the class.
@@ -155,22 +157,7 @@ class HybridSwinNet(nn.Module):
         Raises:
             ValueError, OSError: see the class; the network is left as it was.
         """
-        stride = _stride(cnn, cnn_blocks, stem_stride)
-        before = self.arguments
-        changes = {"cnn": cnn, "cnn_blocks": cnn_blocks, "stem_stride": stem_stride, "image_size": self._grid * stride}
-        self.arguments = {**before, **changes}
-        try:
-            fresh = self._cnn_patch_embedding(pretrained)
-        except (ValueError, OSError):
-            self.arguments = before
-            raise
-        # another CNN's weights would fit by accident here and there
-        same_cnn = before["cnn"] == cnn
-        new = _carry_over(self.patch_embedding, fresh) if same_cnn else [name for name, _ in fresh.named_parameters()]
-        reference = next(self.parameters())
-        fresh.to(reference.device, reference.dtype).to(memory_format=torch.channels_last)
-        self.patch_embedding = fresh.train(self.training)
-        return [f"patch_embedding.{name}" for name in new]
+        return self._new_patch_embedding(cnn, cnn_blocks, stem_stride, pretrained, keep_cnn=not pretrained)
 
     def insert_cnn_block(self, pretrained: bool = False) -> list[str]:
         """Put one more block of the same CNN between CNN and Swin (step 4 of the paper's four).
@@ -191,11 +178,29 @@ class HybridSwinNet(nn.Module):
         now = self.arguments
         if now["cnn"] is None:
             raise ValueError("There is no CNN to insert a block of: call replace_patch_embedding first.")
-        return self.replace_patch_embedding(now["cnn"], now["cnn_blocks"] + 1, now["stem_stride"], pretrained)
+        return self._new_patch_embedding(
+            now["cnn"], now["cnn_blocks"] + 1, now["stem_stride"], pretrained, keep_cnn=True
+        )
 
-    def _cnn_patch_embedding(self, pretrained: bool) -> CNNPatchEmbedding:
+    def _new_patch_embedding(
+        self, cnn: str, cnn_blocks: int, stem_stride: int, pretrained: bool, keep_cnn: bool
+    ) -> list[str]:
+        side = self._grid * _stride(cnn, cnn_blocks, stem_stride)
+        changes = {"cnn": cnn, "cnn_blocks": cnn_blocks, "stem_stride": stem_stride, "image_size": side}
+        arguments = {**self.arguments, **changes}
+        fresh = self._cnn_patch_embedding(arguments, pretrained)
+        new = [name for name, _ in fresh.named_parameters()]
+        # another architecture's weights would fit by accident here and there
+        if _stem(self.arguments["cnn"]) == _stem(cnn):
+            new = _carry_over(self.patch_embedding, fresh, lambda name: keep_cnn or not name.startswith("cnn."))
+        reference = next(self.parameters())
+        fresh.to(reference.device, reference.dtype).to(memory_format=torch.channels_last)
+        self.patch_embedding, self.arguments = fresh.train(self.training), arguments
+        return [f"patch_embedding.{name}" for name in new]
+
+    def _cnn_patch_embedding(self, arguments: dict[str, Any], pretrained: bool) -> CNNPatchEmbedding:
         keys = ("cnn", "cnn_blocks", "stem_stride", "position_embedding")
-        chosen = {key: self.arguments[key] for key in keys}
+        chosen = {key: arguments[key] for key in keys}
         return CNNPatchEmbedding(
             **chosen, grid=self._grid, channels=self.transformer.channels[0], pretrained=pretrained
         )
@@ -207,9 +212,25 @@ def _stride(cnn: str | None, cnn_blocks: int, stem_stride: int) -> int:
         return PATCH
     if cnn_blocks not in (1, 2, 3):
         raise ValueError(f"cnn_blocks is 1, 2 or 3, not {cnn_blocks}.")
-    with torch.device("meta"):
-        (reduction,) = create_feature_backbone(cnn, False, stem_stride, (cnn_blocks,)).feature_info.reduction()
-    return reduction * stem_stride // 2
+    with torch.device("meta"), torch.no_grad():
+        backbone = create_feature_backbone(cnn, False, stem_stride, (cnn_blocks,)).eval()
+        (reduction,) = backbone.feature_info.reduction()
+        stride = reduction * stem_stride // 2
+        try:
+            (features,) = backbone(torch.empty(1, 3, 14 * stride, 14 * stride))
+            side = features.shape[2]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"{cnn} cannot be cut after map {cnn_blocks} with stem_stride {stem_stride}: {error}"
+            ) from None
+    if side != 14:
+        raise ValueError(f"{cnn} makes {side} positions of {14 * stride} px, not {14}: choose an EfficientNet.")
+    return stride
+
+
+def _stem(cnn: str | None) -> str | None:
+    """The architecture, whatever its weights were trained on."""
+    return cnn and cnn.partition(".")[0]
 
 
 def _fitting_size(image_size: int | None, smallest: int, stride: int, transformer: str) -> int:
@@ -227,10 +248,14 @@ def _fitting_size(image_size: int | None, smallest: int, stride: int, transforme
 
 
 @torch.no_grad()
-def _carry_over(old: nn.Module, new: nn.Module) -> list[str]:
-    """Copy what has the same name and shape; the names of the parameters of `new` that got nothing."""
-    held, wanted = old.state_dict(), new.state_dict()
-    fitting = {name for name, value in wanted.items() if name in held and held[name].shape == value.shape}
+def _carry_over(old: nn.Module, new: nn.Module, wanted: Callable[[str], bool]) -> list[str]:
+    """Copy what is wanted of the same name and shape; the names of the parameters of `new` that got nothing."""
+    held, fresh = old.state_dict(), new.state_dict()
+    fitting = {n for n, value in fresh.items() if wanted(n) and n in held and held[n].shape == value.shape}
     for name in fitting:
-        wanted[name].copy_(held[name])
+        fresh[name].copy_(held[name])
+    before = dict(old.named_parameters())
+    for name, parameter in new.named_parameters():
+        if name in fitting:
+            parameter.requires_grad_(before[name].requires_grad)
     return [name for name, _ in new.named_parameters() if name not in fitting]

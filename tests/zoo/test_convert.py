@@ -143,7 +143,9 @@ def test_a_file_becomes_a_model_that_computes_what_the_released_code_does(dolg, 
     _, weights, images, expected = dolg
     file = tmp_path / "b0.pth"
     torch.save(WRAPPINGS["DDP, with an optimizer"](weights), file)
-    done = convert_checkpoint(file, "henkel2021", "dolg_efficientnet_b5", tmp_path / "m", image_size=128, **BACKBONE)
+    done = convert_checkpoint(
+        file, "henkel2021", "dolg_efficientnet_b5", tmp_path / "m", image_size=128, overrides=BACKBONE
+    )
     assert done.head.shape == (150, 512)
     net, card = load_model(tmp_path / "m")
     assert difference(net, images, expected) < 5e-5
@@ -158,16 +160,16 @@ def test_the_head_is_kept_on_request(dolg, tmp_path):
     weights = dict(dolg[1])
     save_file(weights, tmp_path / "b0.safetensors")
     arguments = ("henkel2021", "dolg_efficientnet_b5", tmp_path / "m")
-    convert_checkpoint(tmp_path / "b0.safetensors", *arguments, keep_head=True, **BACKBONE)
+    convert_checkpoint(tmp_path / "b0.safetensors", *arguments, keep_head=True, overrides=BACKBONE)
     head = load_file(tmp_path / "m" / "head.safetensors")
     assert torch.equal(head["weight"], weights["head.weight"])
     # another conversion into the same folder does not leave the old one's head beside the new weights
-    convert_checkpoint(tmp_path / "b0.safetensors", *arguments, **BACKBONE)
+    convert_checkpoint(tmp_path / "b0.safetensors", *arguments, overrides=BACKBONE)
     assert not (tmp_path / "m" / "head.safetensors").exists()
     del weights["head.weight"]
     save_file(weights, tmp_path / "headless.safetensors")
     with pytest.raises(LandmarkRetrievalError, match="has no head"):
-        convert_checkpoint(tmp_path / "headless.safetensors", *arguments, keep_head=True, **BACKBONE)
+        convert_checkpoint(tmp_path / "headless.safetensors", *arguments, keep_head=True, overrides=BACKBONE)
 
 
 def test_bgr_is_turned_round(resnet, tmp_path):
@@ -192,7 +194,7 @@ def test_files_that_cannot_be_read(dolg, tmp_path, capsys):
 
     def refused():
         with pytest.raises(LandmarkRetrievalError) as error:
-            convert_checkpoint(file, "henkel2021", "dolg_efficientnet_b5", tmp_path / "m", **BACKBONE)
+            convert_checkpoint(file, "henkel2021", "dolg_efficientnet_b5", tmp_path / "m", overrides=BACKBONE)
         assert str(file) in str(error.value)
         return str(error.value)
 

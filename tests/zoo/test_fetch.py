@@ -123,3 +123,13 @@ def test_the_cache_folder(monkeypatch):
     monkeypatch.delenv("LANDMARK_RETRIEVAL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", os.sep + "c")
     assert cache_folder().as_posix() == "/c/landmark_retrieval"
+
+
+@pytest.mark.parametrize("fragment", ["sha256:00", "SHA256=" + "0" * 64, "foo&sha256=" + "0" * 64, "sha256=12"])
+def test_a_checksum_that_cannot_be_read_is_no_checksum(url, fragment):
+    with pytest.raises(LandmarkRetrievalError, match="64 hexadecimal digits"):
+        fetch(f"{url}#{fragment}")
+
+
+def test_case_of_a_checksum_does_not_matter(url):
+    assert fetch(url, SHA256.upper()).read_bytes() == DATA
