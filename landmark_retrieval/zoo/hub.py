@@ -103,7 +103,7 @@ tags: [image-retrieval, landmark-recognition]
 
 # {card.get("name") or repository.partition("/")[2]}
 
-Photos of landmarks -> descriptors, for [landmark-retrieval](https://pypi.org/project/landmark-retrieval).
+Photos of landmarks -> descriptors, for the Python package landmark-retrieval.
 
 | | |
 |---|---|
