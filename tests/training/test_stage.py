@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,6 +246,16 @@ def test_a_head_split_over_processes_learns_what_the_whole_one_learns(tiny, tmp_
     state = checkpoint["optimizer_states"][0]["state"][checkpoint["head_place"]]
     assert torch.equal(state["exp_avg"], moments[0][0])
     assert torch.equal(alone.head.weight.data, load_file(split / "head.safetensors")["weight"])
+
+
+def test_a_split_head_refuses_what_it_cannot_do(config):
+    with pytest.raises(LandmarkRetrievalError, match=r"head.sample_rate is in \(0, 1\].*not 0.5"):
+        run_stage(config("pretrain_small", "head.sample_rate=0.5"))
+    net = DOLGNet("mobilenetv3_small_050")
+    split = module.LandmarkModule(net, SubCenterArcFace(512, 5), lr=0.1, sharded=True)
+    split._trainer = SimpleNamespace(gradient_clip_val=0.1, world_size=2)
+    with pytest.raises(LandmarkRetrievalError, match="gradient_clip_val"):
+        split.configure_model()
 
 
 @pytest.mark.parametrize(
