@@ -65,9 +65,8 @@ class ArcFaceLoss(torch.autograd.Function):
             largest = torch.full((len(unit),), -math.inf, dtype=unit.dtype, device=unit.device)
             total = torch.zeros_like(largest)
             for chunk in _chunks(unit, weight, labels, sub_centers):
-                torch.linalg.vector_norm(chunk.weight, dim=1, out=inverse_norms[chunk.rows])
-                inverse_norms[chunk.rows].clamp_(min=1e-12).reciprocal_()
-                nearest, _ = chunk.nearest(unit, inverse_norms)
+                inverse_norms[chunk.rows] = chunk.inverse_norms()
+                nearest, _ = chunk.nearest(unit, inverse_norms[chunk.rows])
                 logits = chunk.without_targets(nearest.mul_(scale))
                 now = torch.maximum(largest, logits.amax(0))
                 # a chunk of nothing but targets leaves -inf here, of which nothing may be subtracted
@@ -107,9 +106,10 @@ class ArcFaceLoss(torch.autograd.Function):
             unit_grad = torch.zeros_like(unit) if for_unit else None
             weight_grad = torch.empty_like(weight) if for_weight else None
             for chunk in _chunks(unit, weight, labels, ctx.sub_centers):
-                nearest, which = chunk.nearest(unit, inverse_norms)
+                inverse = inverse_norms[chunk.rows]
+                nearest, which = chunk.nearest(unit, inverse)
                 share = chunk.without_targets(nearest * ctx.scale).sub_(peak).exp_().mul_(factor * inverse_total)
-                chunk.backward(share, nearest, which, unit, inverse_norms, unit_grad, weight_grad)
+                chunk.backward(share, nearest, which, unit, inverse, unit_grad, weight_grad)
             # the target of each row, the same for one center
             share = torch.where(own, torch.expm1(-losses) * slope * factor, torch.zeros_like(slope))
             inverse = inverse_norms[rows]
@@ -152,8 +152,7 @@ def without_autocast(x: Tensor) -> Any:
 def nearest_centers(unit: Tensor, weight: Tensor, sub_centers: int) -> Iterator[tuple[slice, Tensor]]:
     """Chunk by chunk: which classes, and the cosine of each row with their nearest centers, (classes, B)."""
     for chunk in _chunks(unit, weight, None, sub_centers):
-        norms = torch.linalg.vector_norm(chunk.weight, dim=1)
-        nearest, _ = chunk.nearest(unit, norms.clamp_(min=1e-12).reciprocal_(), local=True)
+        nearest, _ = chunk.nearest(unit, chunk.inverse_norms())
         yield chunk.classes, nearest
 
 
@@ -167,10 +166,13 @@ class _Chunk:
         self.sub_centers = sub_centers
         self.labels = None if labels is None else labels - first
 
-    def nearest(self, unit: Tensor, inverse_norms: Tensor, local: bool = False) -> tuple[Tensor, Tensor]:
+    def inverse_norms(self) -> Tensor:
+        """One over the length of each center, (centers,)."""
+        return torch.linalg.vector_norm(self.weight, dim=1).clamp_(min=1e-12).reciprocal_()
+
+    def nearest(self, unit: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine with the nearest center of each class, and which (the first of equal ones), both (classes, B)."""
-        inverse_norms = inverse_norms if local else inverse_norms[self.rows]
-        cosines = torch.mm(self.weight, unit.T).mul_(inverse_norms[:, None])
+        cosines = torch.mm(self.weight, unit.T).mul_(inverse[:, None])
         cosines = cosines.view(-1, self.sub_centers, len(unit))
         best, which = cosines[:, 0], torch.zeros(cosines[:, 0].shape, dtype=torch.uint8, device=unit.device)
         for k in range(1, self.sub_centers):
@@ -191,7 +193,7 @@ class _Chunk:
         nearest: Tensor,
         which: Tensor,
         unit: Tensor,
-        inverse_norms: Tensor,
+        inverse: Tensor,
         unit_grad: Tensor | None,
         weight_grad: Tensor | None,
     ) -> None:
@@ -199,7 +201,6 @@ class _Chunk:
 
         share: gradient of the loss with respect to the cosine with the nearest center of each class, (classes, B).
         """
-        inverse = inverse_norms[self.rows]
         chosen = [which == k for k in range(self.sub_centers)]
         per_center = torch.stack([share * mask for mask in chosen], 1).view(-1, len(unit))
         per_center *= inverse[:, None]

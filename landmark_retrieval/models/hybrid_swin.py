@@ -224,7 +224,7 @@ def _stride(cnn: str | None, cnn_blocks: int, stem_stride: int) -> int:
                 f"{cnn} cannot be cut after map {cnn_blocks} with stem_stride {stem_stride}: {error}"
             ) from None
     if side != 14:
-        raise ValueError(f"{cnn} makes {side} positions of {14 * stride} px, not {14}: choose an EfficientNet.")
+        raise ValueError(f"{cnn} makes {side} positions of {14 * stride} px, not 14: choose an EfficientNet.")
     return stride
 
 
