@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from landmark_retrieval import __version__
+from landmark_retrieval.cli_data import add_data
+from landmark_retrieval.cli_shard import add_shard
 from landmark_retrieval.cli_zoo import add_zoo
 from landmark_retrieval.commands import exit_on_error
 
@@ -21,29 +23,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and call what it names."""
     arguments = _parser().parse_args(argv)
     arguments.run(arguments)
-
-
-def _shard(arguments: argparse.Namespace) -> None:
-    from landmark_retrieval.data.dataset import shard_folder, shard_gldv2
-
-    common = {
-        "photos_per_shard": arguments.photos_per_shard,
-        "seed": arguments.seed,
-        "skip_bad": arguments.skip_bad,
-        "workers": arguments.workers,
-        "clean_csv": arguments.clean_csv,
-    }
-    if arguments.layout == "gldv2":
-        manifests = shard_gldv2(arguments.photos, arguments.out, tuple(arguments.sets), **common)
-    else:
-        manifests = shard_folder(arguments.photos, arguments.out, arguments.hold_out, **common)
-    for name, manifest in manifests.items():
-        classes = f", {len(manifest.classes):,} landmarks" if manifest.classes else ""
-        refused = f", {manifest.refused:,} refused (see refused.csv)" if manifest.refused else ""
-        print(
-            f"{Path(arguments.out) / name}: {manifest.photos:,} photos{classes}, {len(manifest.shards):,} "
-            f"shards{refused}"
-        )
 
 
 def _index(arguments: argparse.Namespace) -> None:
@@ -156,28 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    shard = commands.add_parser("shard", help="write photos into tar shards for training and evaluation")
-    shard.add_argument(
-        "layout", choices=("gldv2", "folder"), help="GLDv2's CSVs and a/b/c/id.jpg, or a folder per landmark"
-    )
-    shard.add_argument("photos", help="folder of the photos")
-    shard.add_argument("--out", required=True, help="folder for the shards")
-    shard.add_argument("--sets", nargs="+", default=["c", "x"], choices=("c", "x", "full"), help="gldv2: training sets")
-    shard.add_argument(
-        "--hold-out", type=float, default=0.0, metavar="F", help="folder: share of landmarks for validation"
-    )
-    shard.add_argument(
-        "--clean-csv",
-        metavar="FILE",
-        help="photos to train on, as `clean` writes them: gldv2: in place of train_clean.csv; folder: no others",
-    )
-    shard.add_argument("--photos-per-shard", type=int, default=1000, metavar="N")
-    shard.add_argument("--seed", type=int, default=0)
-    shard.add_argument("--workers", type=int, help="processes (default: one per core)")
-    shard.add_argument(
-        "--skip-bad", action="store_true", help="leave out missing and broken photos instead of stopping"
-    )
-    shard.set_defaults(run=_shard)
+    add_shard(commands)
 
     index = commands.add_parser("index", help="describe the photos below a folder and build an index")
     index.add_argument("photos", help="folder of the photos")
@@ -233,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="FILE", help="(default: the model's name with .onnx or .pt2)")
     export.set_defaults(run=_export)
 
+    add_data(commands)
     add_zoo(commands)
 
     demo = commands.add_parser(

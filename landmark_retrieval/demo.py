@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from landmark_retrieval.data.dataset import open_queries_and_index, shard_gldv2
+from landmark_retrieval.data.dataset import open_queries_and_index
+from landmark_retrieval.data.prepare import shard_gldv2
 from landmark_retrieval.retrieval.evaluate import (
     Evaluation,
     evaluate,

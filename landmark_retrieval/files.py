@@ -11,6 +11,10 @@ from typing import IO, Any
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 
+# to read it is to change it for a moment, which no thread may do while another one makes a file
+_MASK = os.umask(0)
+os.umask(_MASK)
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -27,9 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes private files; give the result the permissions any new file would have
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~_MASK)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -34,8 +34,12 @@ def main() -> None:
         raise LandmarkRetrievalError(
             "Stages do not run as a sweep: chain them with python -m landmark_retrieval.curriculum."
         )
-    if not any(argument.startswith("-") for argument in arguments) and compose(arguments).stage is None:
-        raise no_stage()
+    if not any(argument.startswith("-") for argument in arguments):
+        config = compose(arguments)
+        if config.stage is None:
+            if "default_stage" not in config:
+                raise no_stage()
+            sys.argv.append(f"+stage={config.default_stage}")
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(_run)()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from landmark_retrieval.data.dataset import shard_gldv2
+from landmark_retrieval.data.prepare import shard_gldv2
 from landmark_retrieval.data.procedural import generate
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, and how it ends."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from landmark_retrieval import GeMNet, cli
+from landmark_retrieval.data.decode import decode
 from landmark_retrieval.data.manifest import Manifest
 from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.training.handoff import Handoff
@@ -39,7 +41,7 @@ def test_shard_gldv2(photos, tmp_path, capsys):
     assert "train_full: 48 photos, 5 landmarks, 1 shards" in out
     assert {path.name for path in (tmp_path / "s").iterdir()} == {
         *("train_c", "train_full", "index", "test"),
-        *("retrieval_solution.csv", "recognition_solution.csv"),
+        *("retrieval_solution.csv", "recognition_solution.csv", "dataset.json"),
     }
 
 
@@ -64,6 +66,52 @@ def test_shard_refusals(photos, tmp_path, capsys):
     assert "no column 'landmark_id'" in refused(
         capsys, "shard", "gldv2", copy, "--out", tmp_path / "u", "--sets", "full"
     )
+
+
+def test_shard_a_list_and_scale_down(photos, shards, tmp_path, capsys):
+    photo, _, landmark = (photos / "train.csv").read_text().splitlines()[1].split(",")
+    (tmp_path / "extra.csv").write_text(f"id,landmark_id\n{photo},{landmark}\nnew,1\n")
+    command = ("shard", "csv", photos / "train", "--csv", tmp_path / "extra.csv", "--name", "wit", "--workers", 1)
+    small = ("--known", shards / "train_c", "--longest-side", 32)
+    code, out, _ = run(capsys, *command, *small, "--out", tmp_path / "s")
+    assert code == 0
+    assert "1 photos of 1 landmarks" in out and "left out" in out
+    assert "train_wit: 1 photos, 5 landmarks, 1 shards" in out
+    (made,) = ShardedPhotos.open(tmp_path / "s" / "train_wit").photos()
+    assert max(decode(made.data).shape) == 32
+
+
+def test_shard_revisited(photos, tmp_path, capsys):
+    query, image = sorted((photos / "index").rglob("*.jpg"))[:2]
+    (tmp_path / "jpg").mkdir()
+    for path in (query, image):
+        shutil.copy(path, tmp_path / "jpg")
+    answers = [{"bbx": [0, 0, 9.0, 9.0], "easy": [0], "hard": [], "junk": []}]
+    truth = {"imlist": [image.stem], "qimlist": [query.stem], "gnd": answers}
+    (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(truth))
+    command = ("shard", "revisited", tmp_path, "--out", tmp_path / "s", "--workers", 1)
+    code, out, _ = run(capsys, *command, "--ground-truth", tmp_path / "gnd.pkl")
+    assert code == 0
+    assert "index: 1 photos, 1 shards" in out and "test: 1 photos, 1 shards" in out
+    (tmp_path / "gnd.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    assert "asks for os.system" in refused(capsys, *command, "--ground-truth", tmp_path / "gnd.pkl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("csv", "--name", "wit"), "`shard csv` needs --csv FILE"),
+        (("revisited",), "`shard revisited` needs --ground-truth FILE"),
+        (("gldv2", "--hold-out", 0.2), "--hold-out is for `shard folder`, not for `shard gldv2`"),
+        (("folder", "--sets", "c"), "--sets is for `shard gldv2`"),
+        (("folder", "--verify-md5"), "--verify-md5 is for `shard gldv2`"),
+        (("csv", "--csv", "x.csv", "--clean-csv", "y.csv"), "--clean-csv is for `shard gldv2` and `shard folder`"),
+        (("gldv2", "--verify-md5", "--sets", "c"), "no archives"),
+    ],
+)
+def test_options_of_another_layout(photos, tmp_path, capsys, arguments, message):
+    layout, *options = arguments
+    assert message in refused(capsys, "shard", layout, photos, "--out", tmp_path / "s", "--workers", 1, *options)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +197,7 @@ def test_folders_are_cleaned_after_landmarks_are_held_out(photos, tmp_path, caps
     command = ("shard", "folder", own, "--hold-out", 0.25, "--workers", 1)
     run(capsys, *command, "--out", tmp_path / "s")
     names = Manifest.read(tmp_path / "s" / "train").classes
-    ids = [photo for photo, _ in ShardedPhotos.open(tmp_path / "s" / "train").labels()]
+    ids = [photo.id for photo in ShardedPhotos.open(tmp_path / "s" / "train").photos()]
     kept = [photo for photo in ids if photo.startswith(names[1].replace(" ", "%20"))][:2]
     (tmp_path / "clean.csv").write_text(f"landmark_id,images\n{names[1]},{' '.join(kept)}\n")
     code, said, _ = run(capsys, *command, "--out", tmp_path / "t", "--clean-csv", tmp_path / "clean.csv")
@@ -193,10 +241,8 @@ def test_training_on_a_shard_cut_in_half(shards, tiny, tmp_path):
 def test_training_without_a_stage(tmp_path):
     ended = python("-m", "landmark_retrieval.train", cwd=tmp_path)
     assert ended.returncode == 2
-    assert (
-        ended.stderr
-        == "error: No stage was chosen: add +stage=NAME, one of finetune_large, pretrain_small, train_medium.\n"
-    )
+    stages = "finetune_large, pretrain_small, train_from_imagenet, train_medium"
+    assert ended.stderr == f"error: No stage was chosen: add +stage=NAME, one of {stages}.\n"
 
 
 def test_broken_photos_in_a_shard_are_reported_and_nothing_but_broken_ones_refused(shards, tiny, tmp_path):
@@ -209,7 +255,7 @@ def test_broken_photos_in_a_shard_are_reported_and_nothing_but_broken_ones_refus
         (photos, 2, "None of 8 photos"),
     ):
         for shard in source.manifest.shards:
-            path = source.folder / shard.file
+            path = tmp_path / "shards" / "train_c" / shard.file
             data = path.read_bytes()
             for photo in victims:
                 data = data.replace(photo.data, b"\0" * len(photo.data))
@@ -240,3 +286,20 @@ def test_curriculum_dry_run(tmp_path):
     assert ended.returncode == 0
     assert "train_medium: 29 epochs of set x at 448 px, batch 20, lr 0.0001, from pretrain_small" in ended.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_and_bench(shards, tmp_path, capsys):
+    code, out, _ = run(capsys, "check", shards, "--workers", 1)
+    assert code == 0
+    assert "train_full: 48 photos in 5 shards are what they were written as" in out
+    shutil.copytree(shards / "test", tmp_path / "test")
+    victim = next((tmp_path / "test").glob("*.tar"))
+    victim.write_bytes(victim.read_bytes().replace(b'{"id"', b'{"Id"', 1))
+    assert f"{victim} has other contents" in refused(capsys, "check", tmp_path, "--workers", 1)
+
+    code, out, _ = run(capsys, "bench", shards, "--set", "full", "--image-size", 32, "--batch-size", 8, "--workers", 0)
+    assert code == 0
+    for step in ("reading", "decoding", "augmenting", "to the device"):
+        assert step in out
+    assert "photos/s" in out
+    assert "no training set 'huge'" in refused(capsys, "bench", shards, "--set", "huge")

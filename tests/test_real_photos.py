@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from landmark_retrieval.data.dataset import shard_gldv2
+from landmark_retrieval.data.prepare import shard_gldv2
 from landmark_retrieval.retrieval.evaluate import evaluate
 from landmark_retrieval.zoo import load_model
 

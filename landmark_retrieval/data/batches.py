@@ -1,26 +1,29 @@
 """Photos -> batches of uint8 images, for training and for description, in DataLoader workers.
 
-Every worker of a process goes through the same photos in the same order and decodes only the batches that are its
-own, so the batches do not depend on the number of workers. Each photo comes once.
+Which photos make a batch, and how each of them is augmented, does not depend on the number of workers or processes: a
+worker reads and decodes the photos of its own batches only.
 """
 
-import multiprocessing
 import os
 from collections.abc import Collection, Iterator
-from itertools import islice
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from landmark_retrieval.data.augmentation import training_transform
 from landmark_retrieval.data.decode import BrokenPhotoError, decode, resize
+from landmark_retrieval.data.mixture import Mixture
 from landmark_retrieval.data.photos import Photo
-from landmark_retrieval.data.reading import ShardedPhotos, epoch_shards
-from landmark_retrieval.data.transforms import TrainingTransform
+from landmark_retrieval.data.plan import BUFFER, LANES, own_places, steps
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 Batch = dict[str, Any]
+
+# batches ahead of the one in hand for which shards that lie elsewhere are fetched
+_AHEAD = 16
 
 
 class PhotoSource(Protocol):
@@ -45,80 +48,96 @@ class PhotoSource(Protocol):
 class TrainingBatches(IterableDataset[Batch]):
     """One epoch of augmented training batches of one process.
 
-    Batches are dicts: `images` uint8 (B, side, side, 3), `labels` int64 (B,). The photos left over at the end of the
-    epoch, fewer than B, are dropped, and all processes yield the same number of batches. A broken photo is counted in
-    `broken`, and another photo of its batch takes its place, so that the batch keeps its size.
+    Batches are dicts: `images` uint8 (B, side, side, 3), `labels` int64 (B,), `broken`, a list of (id, reason) of the
+    photos that could not be decoded; another photo of the batch takes the place of each, so that the batch keeps its
+    size. The photos left over at the end of the epoch, fewer than B for each process, are dropped, and all processes
+    yield the same number of batches. All processes together take the photos that one process would take with the
+    batch size `B * world`, augmented in the same way.
 
     Args:
         source: labelled photos.
         side: of the square images, pixels.
         batch_size: B, per process.
-        epoch: which epoch; shards, order and augmentation are drawn from (seed, epoch).
+        epoch: which epoch; order and augmentation are drawn from (seed, epoch).
         seed: of the run.
-        shuffle_buffer: photos among which the next one is drawn; they are held encoded.
+        lanes: shards read side by side, at least; see `plan.EpochPlan`.
+        shuffle_buffer: places by which a photo moves within its lane.
         rank: number of this process.
         world: number of processes.
-
-    Attributes:
-        broken: shared counter of photos that could not be decoded.
+        transforms: name of the augmentation, see `augmentation.training_transform`.
+        start: batches of this epoch that have been seen already.
 
     Raises:
-        LandmarkRetrievalError: fewer photos than one batch per process, fewer shards than processes, or a batch with no
-            photo that can be decoded.
+        LandmarkRetrievalError: fewer photos than one batch per process, or a batch with no photo that can be decoded.
     """
 
     def __init__(
         self,
-        source: ShardedPhotos,
+        source: Mixture,
         side: int,
         batch_size: int,
         epoch: int = 0,
         seed: int = 0,
-        shuffle_buffer: int = 1000,
+        lanes: int = LANES,
+        shuffle_buffer: int = BUFFER,
         rank: int = 0,
         world: int = 1,
+        transforms: str = "fast",
+        start: int = 0,
     ) -> None:
         if batch_size < 1 or side < 1:
             raise LandmarkRetrievalError(
                 f"A batch of {batch_size} photos of {side} pixels is not possible: set at least 1."
             )
-        shares = [epoch_shards(source.manifest.shards, seed, epoch, other, world) for other in range(world)]
-        self.batches = min(sum(shard.photos for shard in share) for share in shares) // batch_size
+        self.batches = steps(len(source), batch_size, world)
         if not self.batches:
             raise LandmarkRetrievalError(
-                f"{source.folder} holds {len(source)} photos, which is not one batch of {batch_size} for each of "
+                f"{source} holds {len(source)} photos, which is not one batch of {batch_size} for each of "
                 f"{world} processes: set a smaller data.batch_size."
             )
         self.source, self.side, self.batch_size = source, side, batch_size
-        self.epoch, self.seed, self.shuffle_buffer, self.rank = epoch, seed, shuffle_buffer, rank
-        self.shards = shares[rank]
-        self.broken = multiprocessing.get_context("spawn").Value("q", 0)
+        self.epoch, self.seed, self.rank, self.world, self.start = epoch, seed, rank, world, start
+        self.lanes, self.shuffle_buffer = lanes, shuffle_buffer
+        self.transform = training_transform(transforms, side)
+        source.plan(seed, epoch, lanes, shuffle_buffer)  # objects here, not in a worker, to what cannot be
 
     def __len__(self) -> int:
+        """Batches of the whole epoch, those before `start` among them."""
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        photos = self.source.mixed(self.shards, hash((self.seed, self.epoch, self.rank)), self.shuffle_buffer)
-        transform = TrainingTransform(self.side)
-        for number, chunk in islice(_own_chunks(photos, self.batch_size), _own_count(self.batches)):
-            transform.seed(self.seed, self.epoch, self.rank, number)
-            good = []
-            for photo in chunk:
-                try:
-                    good.append((transform(decode(photo.data)), photo.label))
-                except BrokenPhotoError:
-                    with self.broken.get_lock():
-                        self.broken.value += 1
-            if not good:
-                raise LandmarkRetrievalError(
-                    f"None of {len(chunk)} photos in a row from {self.source.folder} can be decoded: write the shards "
-                    "again."
-                )
-            filled = [good[i % len(good)] for i in range(self.batch_size)]
-            yield {
-                "images": torch.from_numpy(np.stack([image for image, _ in filled])),
-                "labels": torch.tensor([label for _, label in filled], dtype=torch.int64),
-            }
+        plan = self.source.plan(self.seed, self.epoch, self.lanes, self.shuffle_buffer)
+        first, stride = _share()
+        own = range(self.start + first, self.batches, stride)
+        for turn, step in enumerate(own):
+            # the first time all of the next batches are new, afterwards only the last of them
+            for later in own[turn + _AHEAD :][:1] if turn else own[:_AHEAD]:
+                self.source.prefetch(plan.at(own_places(later, self.batch_size, self.rank, self.world)))
+            places = own_places(step, self.batch_size, self.rank, self.world)
+            yield self._batch(places, plan.at(places))
+
+    def _batch(self, places: np.ndarray, numbers: np.ndarray) -> Batch:
+        images = np.empty((self.batch_size, self.side, self.side, 3), np.uint8)
+        labels = np.empty(self.batch_size, np.int64)
+        good: list[int] = []
+        broken: list[tuple[str, str]] = []
+        for row, (place, number) in enumerate(zip(places.tolist(), numbers.tolist(), strict=True)):
+            photo, label = self.source.labelled(number)
+            try:
+                images[row] = self.transform(photo.data, (self.seed, self.epoch, place))
+            except BrokenPhotoError as error:
+                broken.append((photo.id, str(error)))
+                continue
+            labels[row] = label
+            good.append(row)
+        if not good:
+            raise LandmarkRetrievalError(
+                f"None of {self.batch_size} photos in a row from {self.source} can be decoded, the first is "
+                f"{broken[0][0]} ({broken[0][1]}): write the shards again."
+            )
+        for turn, row in enumerate(sorted(set(range(self.batch_size)) - set(good))):
+            images[row], labels[row] = images[good[turn % len(good)]], labels[good[turn % len(good)]]
+        return {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels), "broken": broken}
 
 
 class PhotoBatches(IterableDataset[Batch]):
@@ -153,18 +172,22 @@ class PhotoBatches(IterableDataset[Batch]):
         self.start, self.rank, self.world = start, rank, world
 
     def __len__(self) -> int:
-        whole = -(-(len(self.source) - self.start) // self.batch_size)
-        return len(range(self.rank, whole, self.world))
+        return len(range(self.rank, self._whole, self.world))
+
+    @property
+    def _whole(self) -> int:
+        """Batches of all processes."""
+        return -(-(len(self.source) - self.start) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        photos = self.source.photos(self.start)
-        for number, chunk in _own_chunks(photos, self.batch_size, self.rank, self.world):
+        turn, stride = _share()
+        for number in range(self.rank + turn * self.world, self._whole, stride * self.world):
             first = self.start + number * self.batch_size
             batch: Batch = {"ids": [], "positions": [], "broken": []}
             images = []
-            for position, photo in enumerate(chunk, first):
+            for position, photo in enumerate(self.source.photos(first, first + self.batch_size), first):
                 try:
-                    images.append(resize(decode(photo.data), self.side))
+                    images.append(resize(_counted_part(photo), self.side))
                 except BrokenPhotoError as error:
                     batch["broken"].append((photo.id, str(error)))
                     continue
@@ -175,30 +198,58 @@ class PhotoBatches(IterableDataset[Batch]):
             yield batch
 
 
+def default_workers() -> int:
+    """One decoding process per core, at most 8."""
+    return min(8, os.cpu_count() or 1)
+
+
 def loader(batches: IterableDataset[Batch], workers: int | None, pin_memory: bool = False) -> DataLoader[Batch]:
-    """A DataLoader over ready-made batches; as many workers as cores, at most 8, if None."""
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    return DataLoader(
+    """A DataLoader over ready-made batches; `default_workers` if None."""
+    workers = default_workers() if workers is None else workers
+    return _Loader(
         batches,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=one_thread,
     )
 
 
-def _own_chunks(photos: Iterator[Photo], size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[int, list[Photo]]]:
-    """Number and photos of the chunks that this process (`rank` of `world`) and this DataLoader worker have to make."""
-    worker = get_worker_info()
-    turn, of = (worker.id, worker.num_workers) if worker else (0, 1)
-    number = 0
-    while chunk := list(islice(photos, size)):
-        if number % world == rank and number // world % of == turn:
-            yield number, chunk
-        number += 1
+def one_thread(_: int = 0) -> None:
+    """Let OpenCV work in this process alone: there is one for each core already."""
+    cv2.setNumThreads(0)
 
 
-def _own_count(batches: int) -> int:
-    """How many of a process's batches this DataLoader worker makes."""
+class _Loader(DataLoader[Batch]):
+    """Says what to do when a worker was ended from outside."""
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        try:
+            yield from iterator
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or isinstance(error, LandmarkRetrievalError):
+                raise
+            raise LandmarkRetrievalError(
+                f"A decoding process ended early ({str(error).splitlines()[0]}), perhaps for lack of memory: run "
+                "again, with a smaller data.num_workers or data.batch_size."
+            ) from error
+
+
+def _counted_part(photo: Photo) -> np.ndarray:
+    """The pixels of a photo, or of its box."""
+    image = decode(photo.data)
+    if photo.box is None:
+        return image
+    left, top, right, bottom = photo.box
+    part = image[max(0, top) : bottom, max(0, left) : right]
+    if not part.size:
+        raise BrokenPhotoError(f"its box {photo.box} lies outside of {image.shape[1]} x {image.shape[0]} pixels")
+    return part
+
+
+def _share() -> tuple[int, int]:
+    """The first of a process's batches that this DataLoader worker makes, and in which steps it goes on."""
     worker = get_worker_info()
-    return len(range(worker.id, batches, worker.num_workers)) if worker else batches
+    return (worker.id, worker.num_workers) if worker else (0, 1)

@@ -3,97 +3,129 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from landmark_retrieval.data.batches import Batch, PhotoBatches, TrainingBatches, loader
-from landmark_retrieval.data.dataset import (
-    RECOGNITION_SOLUTION,
-    RETRIEVAL_SOLUTION,
-    open_queries_and_index,
-    train_folder,
-)
-from landmark_retrieval.data.reading import ShardedPhotos
+from landmark_retrieval.data.batches import Batch, PhotoBatches, PhotoSource, TrainingBatches, loader
+from landmark_retrieval.data.dataset import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION, open_queries_and_index
+from landmark_retrieval.data.mixture import Mixture, TrainSet
+from landmark_retrieval.data.places import place
+from landmark_retrieval.data.plan import BUFFER, LANES
+from landmark_retrieval.data.reading import Selection, ShardedPhotos
+from landmark_retrieval.data.remote import Cache
 from landmark_retrieval.data.solutions import Solution, read_recognition_solution
+from landmark_retrieval.errors import LandmarkRetrievalError
+
+VALIDATION_INDEX = ("matching", "all")
 
 
 class LandmarkDataModule(pl.LightningDataModule):
     """Landmark photos in shards, as `landmark-retrieval shard` writes them.
 
-    Training batches are dicts of `images` uint8 (B, S, S, 3) and `labels` int64 (B,); see `batches.TrainingBatches`.
-    Where the data has `index` and `test` shards and a retrieval solution, there are two validation loaders, query
-    photos and index photos; see `batches.PhotoBatches`. The trainer has to reload the training loader each epoch
-    (`reload_dataloaders_every_n_epochs=1`).
+    Training batches are dicts of `images` uint8 (B, S, S, 3), `labels` int64 (B,) and `broken`; see
+    `batches.TrainingBatches`. Where the data has `index` and `test` shards and a retrieval solution, there are two
+    validation loaders, query photos and index photos; see `batches.PhotoBatches`. The trainer has to reload the
+    training loader each epoch (`reload_dataloaders_every_n_epochs=1`). A run that is taken up in the middle of an epoch
+    goes on with the next batch that it has not seen, whatever the number of workers.
 
     Args:
-        root: folder with `train_c` or the like, or `train`, and perhaps `index` and `test`.
-        train_set: "c", "x" or "full" of GLDv2; data without these sets has one, used whatever is asked for.
+        root: folder or URL with `train_c` or the like, or `train`, and perhaps `index` and `test`.
+        train_set: "c", "x" or "full" of GLDv2; data without these sets has one, used whatever is asked for. Several
+            names: each photo once an epoch. Names with weights ({"x": 4, "wit": 1}): shares of the photos. A name with
+            a slash in it is the path or URL of a folder of shards.
         image_size: side of the square training images, pixels.
         batch_size: per process.
         validation_image_size: as `image_size` if None.
         validation_batch_size: per process.
+        validation_index: "matching", only the index photos that are right for some query, or "all".
+        transforms: the augmentation, "fast" or "albumentations"; see `augmentation.training_transform`.
         num_workers: processes that decode, per training process; None: one per core, at most 8.
-        shuffle_buffer: photos among which the next one is drawn.
+        lanes: shards read side by side, at least; see `plan.EpochPlan`.
+        shuffle_buffer: places by which a photo moves within its lane.
+        cache_dir: takes the shards of a URL; None: `$LANDMARK_RETRIEVAL_CACHE`, or a folder in the home directory.
+        cache_gb: how many 10^9 bytes of them to keep.
         seed: of order and augmentation.
 
     Attributes:
-        train: the photos to train on, with `manifest.classes` and `manifest.class_counts`.
+        train: the photos to train on, with `classes` and `class_counts`.
         query, index: photos for validation, or None.
         retrieval_solution, recognition_solution: what is right, or None.
 
     Raises:
-        LandmarkRetrievalError: no such folder or training set; a missing or damaged manifest, shard or solution.
+        LandmarkRetrievalError: no such folder or training set; a missing or damaged manifest, shard or solution; a
+            choice that there is not.
     """
 
     def __init__(
         self,
         root: str | Path,
-        train_set: str = "c",
+        train_set: TrainSet = "c",
         image_size: int = 256,
         batch_size: int = 64,
         validation_image_size: int | None = None,
         validation_batch_size: int = 64,
+        validation_index: str = "matching",
+        transforms: str = "fast",
         num_workers: int | None = None,
-        shuffle_buffer: int = 1000,
+        lanes: int = LANES,
+        shuffle_buffer: int = BUFFER,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 100.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.root = Path(root)
+        if validation_index not in VALIDATION_INDEX:
+            raise LandmarkRetrievalError(
+                f"data.validation_index is {validation_index!r}: choose {' or '.join(VALIDATION_INDEX)}."
+            )
+        self.cache = Cache.default(cache_dir, cache_gb)
+        self.root = place(root, self.cache)
         self.image_size, self.batch_size = image_size, batch_size
         self.validation_image_size = validation_image_size or image_size
         self.validation_batch_size = validation_batch_size
-        self.num_workers, self.shuffle_buffer, self.seed = num_workers, shuffle_buffer, seed
+        self.num_workers, self.transforms, self.seed = num_workers, transforms, seed
+        self.lanes, self.shuffle_buffer = lanes, shuffle_buffer
 
-        self.train = ShardedPhotos.open(train_folder(root, train_set))
-        self.query = self.index = None
+        self.train = Mixture.open(self.root, train_set)
+        self.query: ShardedPhotos | None = None
+        self.index: PhotoSource | None = None
         self.retrieval_solution: Solution[str] | None = None
         self.recognition_solution: Solution[int] | None = None
-        if (self.root / RETRIEVAL_SOLUTION).exists():
-            self.query, self.index, self.retrieval_solution = open_queries_and_index(self.root)
-            if (self.root / RECOGNITION_SOLUTION).exists():
-                recognition = read_recognition_solution(self.root / RECOGNITION_SOLUTION)
+        if self.root.has(RETRIEVAL_SOLUTION):
+            self.query, index, self.retrieval_solution = open_queries_and_index(self.root)
+            self.index = index
+            if validation_index == "matching":
+                self.index = _matching(index, self.retrieval_solution)
+            if self.root.has(RECOGNITION_SOLUTION):
+                recognition = read_recognition_solution(self.root.file(RECOGNITION_SOLUTION))
                 # without a single labelled query there is nothing to recognise
                 self.recognition_solution = recognition if any(recognition.relevant.values()) else None
-        self._epoch_batches: TrainingBatches | None = None
-
-    @property
-    def broken_photos(self) -> int:
-        """Photos of the current epoch that this process could not decode."""
-        return self._epoch_batches.broken.value if self._epoch_batches else 0
 
     def train_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
         rank, world = self._rank_and_world()
-        self._epoch_batches = TrainingBatches(
+        nodes = self.trainer.num_nodes if self.trainer else 1
+        needed = self.train.bytes_in_use(self.lanes, self.shuffle_buffer) / nodes
+        if needed > self.cache.limit_bytes:
+            raise LandmarkRetrievalError(
+                f"Shards of about {needed / 1e9:.1f} GB are read side by side, more than data.cache_gb="
+                f"{self.cache.limit_bytes / 1e9:g}: they would be fetched again and again. Raise it, or set smaller "
+                "data.lanes or data.shuffle_buffer."
+            )
+        batches = TrainingBatches(
             self.train,
             self.image_size,
             self.batch_size,
             self.trainer.current_epoch if self.trainer else 0,
             self.seed,
+            self.lanes,
             self.shuffle_buffer,
             rank,
             world,
+            self.transforms,
+            self._seen_batches(),
         )
-        return loader(self._epoch_batches, self.num_workers, self._pin_memory())
+        return loader(batches, self.num_workers, self._pin_memory())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:  # noqa: D102
         rank, world = self._rank_and_world()
@@ -116,5 +148,26 @@ class LandmarkDataModule(pl.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _seen_batches(self) -> int:
+        """Batches of the epoch before the checkpoint that the run is taken up from; 0 in an epoch from its start."""
+        loop = self.trainer.fit_loop if self.trainer else None
+        if not loop or not loop.restarting:
+            return 0
+        progress = loop.epoch_loop.batch_progress
+        # after the last batch of an epoch comes the next epoch, from its start
+        return 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
+
     def _pin_memory(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _matching(index: ShardedPhotos, solution: Solution[str]) -> Selection:
+    """The index photos that are right for some query: most of GLDv2's are not, and to describe them takes hours."""
+    right = {photo for images in solution.relevant.values() for photo in images}
+    rows = index.ids.rows(sorted(right))
+    if not (rows >= 0).any():
+        raise LandmarkRetrievalError(
+            f"No index photo of {index.place} is right for any query: take the solution that belongs to these shards, "
+            "or set data.validation_index=all."
+        )
+    return Selection(index, np.sort(rows[rows >= 0]))

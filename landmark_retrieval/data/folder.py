@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from landmark_retrieval.data.gldv2 import existing_folder, read_clean
-from landmark_retrieval.data.photos import SUFFIXES, PhotoTable
+from landmark_retrieval.data.photos import SUFFIXES, FilesById, Ids, PhotoTable
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 
@@ -34,7 +34,8 @@ def read_folder(root: str | Path) -> PhotoTable:
             raise LandmarkRetrievalError(f"Landmark folder {landmark} holds no photos: add some, or remove the folder.")
         ids += [re.sub(r"[\s%]", lambda blank: quote(blank[0]), path.relative_to(root).as_posix()) for path in photos]
         labels += [label] * len(photos)
-    return PhotoTable(ids, QuotedPath(root), np.asarray(labels, np.int64), tuple(path.name for path in landmarks))
+    names = tuple(path.name for path in landmarks)
+    return PhotoTable(Ids(ids), FilesById(QuotedPath(root)), np.asarray(labels, np.int32), names)
 
 
 class QuotedPath:
@@ -48,12 +49,20 @@ class QuotedPath:
 
 
 def list_photos(root: str | Path) -> list[Path]:
-    """All photos below a folder, sorted by path."""
-    return sorted(
+    """All photos below a folder, sorted by path. LandmarkRetrievalError if the name of one is not UTF-8."""
+    photos = sorted(
         path
         for path in Path(root).rglob("*")
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
     )
+    for path in photos:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise LandmarkRetrievalError(
+                f"The name of the photo {str(path)!a} is not UTF-8, so that it cannot stand in lists: rename it."
+            ) from None
+    return photos
 
 
 def read_unlabelled(root: str | Path) -> PhotoTable:
@@ -66,7 +75,7 @@ def read_unlabelled(root: str | Path) -> PhotoTable:
     photos = list_photos(root)
     if not photos:
         raise LandmarkRetrievalError(f"{root} holds no photos ({', '.join(SUFFIXES)}): give a folder that does.")
-    return PhotoTable([path.relative_to(root).as_posix() for path in photos], root.joinpath)
+    return PhotoTable(Ids(path.relative_to(root).as_posix() for path in photos), FilesById(root.joinpath))
 
 
 def hold_out(
@@ -108,7 +117,7 @@ def hold_out(
         index += rows[cut:].tolist()
         relevant.update((table.ids[row], [table.ids[other] for other in rows[cut:]]) for row in rows[:cut])
     train = _alone(table, np.flatnonzero(~np.isin(table.labels, list(held))))
-    unlabelled = PhotoTable(table.ids, table.locate)
+    unlabelled = PhotoTable(table.ids, table.files)
     return train, unlabelled.take(np.asarray(query)), unlabelled.take(np.asarray(index)), relevant
 
 
@@ -143,4 +152,4 @@ def _alone(table: PhotoTable, rows: np.ndarray) -> PhotoTable:
     part = table.take(rows)
     assert part.labels is not None
     kept, labels = np.unique(part.labels, return_inverse=True)
-    return PhotoTable(part.ids, part.locate, labels.astype(np.int64), tuple(table.classes[label] for label in kept))
+    return PhotoTable(part.ids, part.files, labels.astype(np.int32), tuple(table.classes[label] for label in kept))

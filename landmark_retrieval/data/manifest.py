@@ -1,25 +1,32 @@
 """The manifest of a folder of shards: what is in it, so that reading can be planned and checked before it starts."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, sha256_of, write_json
 
 NAME = "manifest.json"
-FORMAT = 1
+SAMPLES = "samples.npy"
+FORMAT = 2
 _ADVICE = "write the shards with `landmark-retrieval shard`, or name the folder that holds them"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name, how many photos and bytes it has, and the sha256 of its bytes."""
+    """One tar file: its name, how many photos and bytes it has, the sha256 of its bytes, and of how many classes its
+    photos are (0 without labels)."""
 
     file: str
     photos: int
     bytes: int
     sha256: str
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Manifest:
         class_counts: photos per class.
         refused: photos that were left out because they are missing or broken (listed in refused.csv).
         plan: fingerprint of what the shards were to be made from.
+        samples: bytes and sha256 of samples.npy, which says where in its shard each photo is (see `samples_type`).
     """
 
     shards: tuple[Shard, ...]
@@ -39,6 +47,7 @@ class Manifest:
     class_counts: tuple[int, ...]
     refused: int
     plan: str
+    samples: tuple[int, str]
 
     @property
     def photos(self) -> int:
@@ -58,7 +67,11 @@ class Manifest:
     def read(cls, folder: str | Path) -> "Manifest":
         """Read the manifest of a folder. LandmarkRetrievalError if there is none, or it is damaged."""
         path = Path(folder) / NAME
-        content = read_json(path, "shard manifest", _ADVICE)
+        return cls.from_json(read_json(path, "shard manifest", _ADVICE), str(path))
+
+    @classmethod
+    def from_json(cls, content: Any, path: str) -> "Manifest":
+        """The manifest that the JSON at `path` describes. LandmarkRetrievalError if it does not."""
         try:
             if content["format"] != FORMAT:
                 raise LandmarkRetrievalError(
@@ -70,8 +83,9 @@ class Manifest:
                 tuple(content["class_counts"]),
                 content["refused"],
                 content["plan"],
+                tuple(content["samples"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise LandmarkRetrievalError(f"The shard manifest {path} is damaged ({error!r}): {_ADVICE}.") from None
 
     def check_files(self, folder: str | Path, checksums: bool = False) -> None:
@@ -81,17 +95,38 @@ class Manifest:
             LandmarkRetrievalError: naming the first such shard and how many there are.
         """
         folder = Path(folder)
-        wrong: list[str] = []
-        for shard in self.shards:
-            path = folder / shard.file
-            if not path.is_file():
-                wrong.append(f"{path} is missing")
-            elif path.stat().st_size != shard.bytes:
-                wrong.append(f"{path} has {path.stat().st_size:,} bytes instead of {shard.bytes:,}")
-            elif checksums and sha256_of(path) != shard.sha256:
-                wrong.append(f"{path} has other contents than the manifest says")
+        rows = [(shard.file, shard.bytes, shard.sha256) for shard in self.shards]
+        wrong = list(filter(None, (wrong_file(folder, row, checksums) for row in [*rows, (SAMPLES, *self.samples)])))
         if wrong:
-            raise LandmarkRetrievalError(
-                f"Shard {wrong[0]} ({len(wrong)} of {len(self.shards)} shards are damaged): delete {folder} and write "
-                "the shards again, or copy the damaged ones once more."
-            )
+            raise damaged_files(folder, wrong, len(rows))
+
+
+def wrong_file(folder: Path, row: tuple[str, int, str], checksum: bool) -> str | None:
+    """What is wrong with a file (name, bytes, sha256) of a folder of shards, if anything is."""
+    name, size, sha256 = row
+    path = folder / name
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != size:
+        return f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
+    if checksum and sha256_of(path) != sha256:
+        return f"{path} has other contents than the manifest says"
+    return None
+
+
+def damaged_files(folder: Path, wrong: Sequence[str], of: int) -> LandmarkRetrievalError:
+    """The error for files of a folder of shards that are not what its manifest says."""
+    others = f"; also {'; '.join(wrong[1:20])}{' ...' if len(wrong) > 20 else ''}" if len(wrong) > 1 else ""
+    return LandmarkRetrievalError(
+        f"{wrong[0]} ({len(wrong)} of the files of {of} shards are damaged{others}): delete {folder} and write the "
+        "shards again, or copy the damaged ones once more."
+    )
+
+
+def samples_type(id_bytes: int) -> np.dtype:
+    """A row of samples.npy, for each photo in the order of the shards.
+
+    Its id (UTF-8), where in the shard its first tar header is (in blocks of 512 bytes), the bytes of the photo and of
+    the JSON about it, which follows as a member of its own, and its class, -1 where it has none.
+    """
+    return np.dtype([("id", f"S{id_bytes}"), ("start", "<u4"), ("photo", "<u4"), ("about", "<u4"), ("label", "<i4")])

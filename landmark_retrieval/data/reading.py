@@ -1,121 +1,187 @@
-"""Shards -> photos, in an order that depends on seed and epoch alone."""
+"""Shards -> photos, each one by its number, from any place in them."""
 
+import bisect
 import json
-import random
-import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from tarfile import BLOCKSIZE
+from typing import Any
 
 import numpy as np
 
-from landmark_retrieval.data.manifest import Manifest, Shard
-from landmark_retrieval.data.photos import SUFFIXES, Photo
+from landmark_retrieval.data.manifest import SAMPLES, Manifest, Shard, samples_type
+from landmark_retrieval.data.photos import Ids, Photo
+from landmark_retrieval.data.places import LocalPlace, Place
 from landmark_retrieval.errors import LandmarkRetrievalError
 
-T = TypeVar("T")
+_OPEN_SHARDS = 200  # per process: as many as are in use at a time
 
 
-@dataclass(frozen=True)
 class ShardedPhotos:
-    """The photos in a folder of shards, readable in the order they were written or mixed."""
+    """The photos in a folder of shards, numbered in the order they were written.
 
-    folder: Path
-    manifest: Manifest
+    Every photo is read from its own place in its shard, so each process and worker reads the bytes of its own photos
+    only, in any order. Can be passed on to worker processes.
+
+    Args:
+        place: the folder of shards; a path, or a place that fetches them first.
+        manifest: of the folder.
+
+    Attributes:
+        name: of the folder.
+    """
+
+    def __init__(self, place: Place | Path, manifest: Manifest) -> None:
+        self.place: Place = LocalPlace(place) if isinstance(place, Path) else place
+        self.manifest = manifest
+        self._ends = list(accumulate(shard.photos for shard in manifest.shards))
+        self._opened: tuple[np.ndarray, _OpenFiles] | None = None
 
     @classmethod
-    def open(cls, folder: str | Path) -> "ShardedPhotos":
+    def open(cls, place: Place | str | Path) -> "ShardedPhotos":
         """Open a folder of shards. LandmarkRetrievalError if its manifest or a shard is missing or damaged."""
-        manifest = Manifest.read(folder)
-        manifest.check_files(folder)
-        return cls(Path(folder), manifest)
+        place = LocalPlace(Path(place)) if isinstance(place, str | Path) else place
+        manifest = place.manifest()
+        place.check(manifest)
+        return cls(place, manifest)
 
     def __len__(self) -> int:
         return self.manifest.photos
 
-    def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
-        """The photos [start, stop) in the order they were written; shards before `start` are not opened."""
-        stop = len(self) if stop is None else stop
-        first = 0
-        for shard in self.manifest.shards:
-            if first < stop and first + shard.photos > start:
-                yield from islice(self._read([shard]), max(0, start - first), stop - first)
-            first += shard.photos
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}  # open files stay in their process
 
-    def find(self, ids: Collection[str]) -> dict[str, bytes]:
-        """The encoded photos of these ids, as far as they are here; goes through the shards once."""
-        return {photo.id: photo.data for photo in self.photos() if photo.id in ids}
+    @property
+    def name(self) -> str:  # noqa: D102
+        return self.place.name
 
     @property
     def fingerprint(self) -> str:
         """Says which photos these are and in which order."""
         return self.manifest.fingerprint
 
-    def mixed(self, shards: list[Shard], seed: int, buffer: int) -> Iterator[Photo]:
-        """The photos of these shards, mixed by a buffer of `buffer` photos; the same seed gives the same order."""
-        from webdataset.filters import shuffle
+    @property
+    def ids(self) -> Ids:
+        """The id of each photo."""
+        return Ids(self._samples["id"])
 
-        return shuffle(buffer, initial=buffer, rng=random.Random(seed))(self._read(shards))
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 (n,): the class of each photo, -1 where it has none."""
+        return np.asarray(self._samples["label"])
 
-    def labels(self) -> Iterator[tuple[str, int | None]]:
-        """Id and class of each photo in the order they were written; the photos are skipped, not read."""
-        return self._each(self.manifest.shards, _labels_in)
+    def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
+        """The photos [start, stop) in the order they were written."""
+        yield from map(self.photo, range(start, len(self) if stop is None else min(stop, len(self))))
 
-    def _read(self, shards: list[Shard]) -> Iterator[Photo]:
-        return self._each(shards, _photos_in)
+    def photo(self, number: int) -> Photo:
+        """One photo. LandmarkRetrievalError where its shard is not what the manifest says, or cannot be read."""
+        shard = self._shard_of(number)
+        row = self._samples[number]
+        label = int(row["label"])
+        size, about = int(row["photo"]), int(row["about"])
+        # header, photo, padding, header, JSON
+        second = BLOCKSIZE + -(-size // BLOCKSIZE) * BLOCKSIZE
+        length = second + BLOCKSIZE + about
+        try:
+            data = self._files.read(shard, int(row["start"]) * BLOCKSIZE, length)
+            said = json.loads(data[second + BLOCKSIZE :]) if len(data) == length else {}
+        except (OSError, ValueError) as error:
+            raise self._damaged(shard, f"{type(error).__name__}: {error}") from error
+        if len(data) < length:
+            raise self._damaged(shard, f"it ends inside photo {number}")
+        identity = row["id"].decode()
+        if (said.get("id"), said.get("label", -1)) != (identity, label):
+            raise self._damaged(shard, f"it holds something else where photo {identity} should be")
+        box = tuple(said["box"]) if "box" in said else None
+        return Photo(identity, None if label < 0 else label, data[BLOCKSIZE : BLOCKSIZE + size], box)
 
-    def _each(self, shards: Iterable[Shard], entries: Callable[[Path], Iterator[T]]) -> Iterator[T]:
-        """What `entries` finds in the shards, one for each photo."""
-        for shard in shards:
-            path = self.folder / shard.file
-            read = 0
+    def find(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The encoded photos of these ids, as far as they are here."""
+        rows = self.ids.rows(ids).tolist()
+        return {photo: self.photo(row).data for photo, row in zip(ids, rows, strict=True) if row >= 0}
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Say which photos will be asked for soon, so that shards which lie elsewhere are fetched in the background."""
+        if self.place.remote:
+            wanted = dict.fromkeys(bisect.bisect(self._ends, number) for number in numbers)
+            self.place.prefetch(self.manifest.shards[place] for place in wanted)
+
+    @property
+    def _samples(self) -> np.ndarray:
+        return self._open()[0]
+
+    @property
+    def _files(self) -> "_OpenFiles":
+        return self._open()[1]
+
+    def _open(self) -> tuple[np.ndarray, "_OpenFiles"]:
+        if self._opened is None:
+            path = self.place.file(SAMPLES, *self.manifest.samples)
             try:
-                for entry in entries(path):
-                    yield entry
-                    read += 1
-            except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
-                if isinstance(error, LandmarkRetrievalError):
-                    raise
-                raise _damaged(path, f"{type(error).__name__}: {error}") from error
-            if read != shard.photos:
-                raise _damaged(path, f"{read} photos instead of {shard.photos}")
+                samples = np.load(path, mmap_mode="r")
+                whole = samples.dtype == samples_type(samples.dtype["id"].itemsize) and len(samples) == len(self)
+            except (OSError, ValueError, KeyError, EOFError):
+                whole = False
+            if not whole:
+                raise LandmarkRetrievalError(f"{path} is damaged: write the shards again, or copy it once more.")
+            self._opened = samples, _OpenFiles(self.place)
+        return self._opened
 
+    def _shard_of(self, number: int) -> Shard:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.manifest.shards[bisect.bisect(self._ends, number)]
 
-def epoch_shards(shards: tuple[Shard, ...], seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[Shard]:
-    """The shards that one of `world` processes reads in an epoch: a share of a permutation drawn from (seed, epoch).
-
-    Raises:
-        LandmarkRetrievalError: fewer shards than processes.
-    """
-    if len(shards) < world:
-        raise LandmarkRetrievalError(
-            f"{len(shards)} shards cannot be split over {world} processes: write them again with a smaller "
-            "--photos-per-shard, or use fewer devices."
+    def _damaged(self, shard: Shard, what: str) -> LandmarkRetrievalError:
+        return LandmarkRetrievalError(
+            f"Shard {self.place.where(shard.file)} is damaged ({what}): write the shards again, or copy it once more."
         )
-    order = np.random.default_rng((seed, epoch)).permutation(len(shards))
-    return [shards[i] for i in order[rank::world]]
 
 
-def _photos_in(path: Path) -> Iterator[Photo]:
-    from webdataset.tariterators import tarfile_to_samples
+class Selection:
+    """Some photos of a source, in a given order."""
 
-    for sample in tarfile_to_samples()([{"url": str(path)}]):
-        about = json.loads(sample["json"])
-        data = next(sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample)
-        yield Photo(about["id"], about.get("label"), data)
+    def __init__(self, source: ShardedPhotos, numbers: np.ndarray) -> None:
+        self.source, self.numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def photos(self, start: int = 0, stop: int | None = None) -> Iterator[Photo]:
+        """The photos [start, stop) of the selection."""
+        yield from (self.source.photo(int(number)) for number in self.numbers[start:stop])
+
+    def find(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The encoded photos of these ids, as far as they are in the source."""
+        return self.source.find(ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Says which photos these are and in which order."""
+        return f"{self.source.fingerprint} {self.numbers.tolist()}"
 
 
-def _labels_in(path: Path) -> Iterator[tuple[str, int | None]]:
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if member.name.endswith(".json"):
-                file = tar.extractfile(member)
-                assert file is not None
-                about = json.load(file)
-                yield about["id"], about.get("label")
+class _OpenFiles:
+    """The shards in use, as open files; the one that was used longest ago is closed first."""
 
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._open: OrderedDict[str, int] = OrderedDict()
 
-def _damaged(path: Path, what: str) -> LandmarkRetrievalError:
-    return LandmarkRetrievalError(f"Shard {path} is damaged ({what}): write the shards again, or copy it once more.")
+    def read(self, shard: Shard, offset: int, length: int) -> bytes:
+        file = self._open.get(shard.file)
+        if file is None:
+            file = os.open(self._place.file(shard.file, shard.bytes, shard.sha256), os.O_RDONLY)
+            if len(self._open) >= _OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1])
+        self._open[shard.file] = file
+        self._open.move_to_end(shard.file)
+        return os.pread(file, length, offset)
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from landmark_retrieval.data.batches import PhotoBatches, PhotoSource, loader
+from landmark_retrieval.data.tables import write_reasons
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.files import open_replacing, read_json, write_json
+from landmark_retrieval.files import read_json, write_json
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter
 
 BROKEN, SOURCE = "broken.csv", "source.json"
@@ -100,6 +101,4 @@ def broken_photos(out: str | Path) -> dict[str, str]:
 
 def _note_broken(out: Path, broken: list[tuple[str, str]]) -> None:
     if broken:
-        known = broken_photos(out) | dict(broken)
-        with open_replacing(out / BROKEN) as file:
-            csv.writer(file).writerows([("id", "reason"), *known.items()])
+        write_reasons(out / BROKEN, broken_photos(out) | dict(broken))

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from landmark_retrieval import heads
-from landmark_retrieval.data.dataset import train_folder
+from landmark_retrieval.data.dataset import train_place
 from landmark_retrieval.data.gldv2 import CLEAN
 from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.errors import LandmarkRetrievalError
@@ -93,13 +93,13 @@ def clean(
         raise LandmarkRetrievalError(f"{out} is the run folder of a stage: choose another folder.")
     weight = stage.head_weight()
     sub_centers = len(weight) // len(stage.classes)
-    photos = ShardedPhotos.open(train_folder(data, train_set or stage.config["data"]["train_set"]))
+    photos = ShardedPhotos.open(train_place(data, train_set or _only_set(stage)))
     names = photos.manifest.classes
     numbers = {name: number for number, name in enumerate(stage.classes)}
     learnt = np.array([numbers.get(name, -1) for name in names], np.int64)
     if (learnt < 0).all():
         raise LandmarkRetrievalError(
-            f"{run} has learnt none of the {len(names):,} landmarks in {photos.folder}: name the photos that it was "
+            f"{run} has learnt none of the {len(names):,} landmarks in {photos.place}: name the photos that it was "
             "trained on, or another run folder."
         )
 
@@ -146,6 +146,13 @@ def clean(
     )
 
 
+def _only_set(stage: Handoff) -> str:
+    trained = stage.config["data"]["train_set"]
+    if not isinstance(trained, str):
+        raise LandmarkRetrievalError(f"{stage.folder} was trained on several sets, {', '.join(trained)}: name one.")
+    return trained
+
+
 def _own_cosines(
     store: DescriptorStore, photos: ShardedPhotos, learnt: np.ndarray, weight: Tensor, sub_centers: int
 ) -> tuple[np.ndarray, Tensor]:
@@ -153,8 +160,7 @@ def _own_cosines(
 
     learnt: for each label the number of the class in the head, or -1: cosines of such photos are 0.
     """
-    label_of = dict(tqdm(photos.labels(), total=len(photos), desc="labels", unit="photo"))
-    labels = np.fromiter((label_of[photo] for photo in store.ids), np.int64, len(store))
+    labels = photos.labels[photos.ids.rows(store.ids)].astype(np.int64)
     cosines = torch.zeros(len(store), sub_centers)
     start = 0
     with tqdm(total=len(store), desc="angles", unit="photo") as bar:

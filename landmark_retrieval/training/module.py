@@ -1,6 +1,7 @@
 """The LightningModule: a model, a head, how they are optimised, and how they are measured."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from landmark_retrieval.data.batches import Batch
 from landmark_retrieval.data.datamodule import LandmarkDataModule
+from landmark_retrieval.data.tables import write_reasons
 from landmark_retrieval.data.transforms import normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
@@ -17,6 +19,9 @@ from landmark_retrieval.metrics.functional import global_average_precision, mean
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.training import freezing
 from landmark_retrieval.training.schedule import cosine_with_warmup
+
+# in the run folder: photos that could not be decoded in the last epoch that had any
+BROKEN = "broken_photos.csv"
 
 
 class LandmarkModule(pl.LightningModule):
@@ -67,6 +72,7 @@ class LandmarkModule(pl.LightningModule):
         self._fixed_statistics = tuple(freezing.matching_modules(model, freeze_batchnorm, "stage.freeze_batchnorm"))
         self.sharded, self.sample_rate = sharded, sample_rate
         self._described: list[dict[str, Any]] = []
+        self._broken: dict[str, str] = {}
         self._bad_steps: Any = 0
         self.metrics_so_far: dict[str, float] = {}
         # before any strategy wraps the module: it must not wait for gradients that never come
@@ -124,8 +130,10 @@ class LandmarkModule(pl.LightningModule):
         # the trainer has put all modules into training mode
         freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
         self._bad_steps = 0
+        self._broken = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        self._broken |= batch["broken"]
         self.head.at_step(self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102
@@ -133,7 +141,8 @@ class LandmarkModule(pl.LightningModule):
             loss = self.head(self(batch["images"]), batch["labels"])
         except ValueError as error:  # on a CPU the head looks at what it gets
             raise LandmarkRetrievalError(f"In step {self.global_step}, epoch {self.current_epoch}: {error}") from error
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]))
+        # the mean over all processes
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]), sync_dist=True)
         self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         # looked at when the epoch is over: a look at each step would make the host wait for the device
         self._bad_steps = self._bad_steps + ~torch.isfinite(loss.detach())
@@ -141,10 +150,13 @@ class LandmarkModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         self._refuse_bad_steps()
-        broken = self._sum_over_processes(self.data.broken_photos)
-        self.log("data/broken_photos", broken)
+        broken = dict(self._gather(list(self._broken.items())))
+        self.log("data/broken_photos", float(len(broken)))
         if broken:
-            self.print(f"{broken:.0f} broken photos were skipped in epoch {self.current_epoch}.")
+            path = Path(self.trainer.default_root_dir) / BROKEN
+            self.print(f"{len(broken):,} broken photos were skipped in epoch {self.current_epoch}, see {path}.")
+            if self.trainer.is_global_zero:
+                write_reasons(path, broken)
 
     def _refuse_bad_steps(self) -> None:
         """End the run before a checkpoint of it is written, if the loss has not been a finite number."""
@@ -230,7 +242,7 @@ class LandmarkModule(pl.LightningModule):
         }
         recognition = self.data.recognition_solution
         if recognition is not None:
-            classes = self.data.train.manifest.classes
+            classes = self.data.train.classes
             # every process has all queries here, and perhaps only some of the classes
             nearest = [self.head.nearest_class(part.to(self.device)) for part in queries.split(1024)]
             scores, labels = (torch.cat(parts).tolist() for parts in zip(*nearest, strict=True))

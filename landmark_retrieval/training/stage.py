@@ -16,8 +16,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from timm.layers import convert_sync_batchnorm
 
 from landmark_retrieval.data.datamodule import LandmarkDataModule
-from landmark_retrieval.data.dataset import train_folder
-from landmark_retrieval.data.manifest import Manifest
+from landmark_retrieval.data.mixture import train_fingerprint
+from landmark_retrieval.data.places import place
+from landmark_retrieval.data.remote import Cache
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
@@ -27,7 +28,8 @@ from landmark_retrieval.training.handoff import PAGE, Handoff
 from landmark_retrieval.training.module import LandmarkModule
 
 # what may differ between two calls for the second to carry on with what the first began
-_FREE_KEYS = ("logger", "run_dir", "resume")
+_FREE_KEYS = ("logger", "run_dir", "resume", "default_stage")
+_FREE_DATA_KEYS = ("root", "num_workers", "cache_dir", "cache_gb")
 _FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
 
 
@@ -65,7 +67,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = make(LandmarkDataModule, **config["data"], seed=config["seed"])
     parent = _parent(config)
-    counts = data.train.manifest.class_counts
+    counts = data.train.class_counts
     model = build(config["model"], pretrained=config["model"]["pretrained"] and parent is None)
     sharding = {key: config["head"][key] for key in _SHARDING_KEYS}
     head = build(
@@ -74,11 +76,11 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         num_classes=len(counts),
         margins=_margins(config, counts),
     )
-    classes = list(data.train.manifest.classes)
+    classes = list(data.train.classes)
     if parent:
         say(f"Carried over from {parent.load_into(model, head, classes)}.")
     say(
-        f"Stage {stage['name']}: {len(data.train):,} photos of {len(classes):,} landmarks from {data.train.folder} at "
+        f"Stage {stage['name']}: {len(data.train):,} photos of {len(classes):,} landmarks from {data.train} at "
         f"{data.image_size} px, {sum(p.numel() for p in model.parameters()):,} parameters."
     )
     if config["trainer"]["sync_batchnorm"]:
@@ -128,7 +130,10 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """What of a config decides the result, with fingerprints of the photos and of the weights it starts from."""
     kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
     kept["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _FREE_TRAINER_KEYS}
-    photos = Manifest.read(train_folder(config["data"]["root"], config["data"]["train_set"])).fingerprint
+    data = config["data"]
+    kept["data"] = {key: value for key, value in data.items() if key not in _FREE_DATA_KEYS}
+    root = place(data["root"], Cache.default(data["cache_dir"], data["cache_gb"]))
+    photos = train_fingerprint(root, data["train_set"])
     parent = _parent_folder(config)
     weights = head = None
     if parent and (parent / PAGE).exists():
@@ -257,8 +262,8 @@ def _card(config: dict[str, Any], data: LandmarkDataModule) -> dict[str, Any]:
         "image_size": data.validation_image_size,
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
-        "trained_on": data.train.folder.name,
+        "trained_on": data.train.name,
         "photos": len(data.train),
-        "classes": len(data.train.manifest.classes),
+        "classes": len(data.train.classes),
         "stage": config["stage"]["name"],
     }

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_folder_per_landmark(root):
     assert table.classes == ("Arch", "Old bridge", "Tower")
     np.testing.assert_array_equal(np.bincount(table.labels), [1, 9, 6])
     assert table.ids[0] == "Arch/sub/photo%200.JPG"
-    assert all(table.locate(photo).is_file() for photo in table.ids)
+    assert all(table.photo(row).data == b"x" for row in range(len(table)))
     assert len(read_unlabelled(root)) == 16
 
 
@@ -29,6 +31,16 @@ def test_an_empty_landmark_is_named(root):
     (root / "Empty palace").mkdir()
     with pytest.raises(LandmarkRetrievalError, match="Empty palace holds no photos"):
         read_folder(root)
+
+
+def test_names_that_no_list_can_hold(tmp_path):
+    (tmp_path / "Tower").mkdir()
+    try:
+        (tmp_path / "Tower" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    with pytest.raises(LandmarkRetrievalError, match=r"caf.*is not UTF-8.*rename"):
+        read_folder(tmp_path)
 
 
 def test_photos_without_landmark_folders(tmp_path):
@@ -42,10 +54,10 @@ def test_photos_without_landmark_folders(tmp_path):
 def test_held_out_landmarks_are_never_trained_on(root):
     table = read_folder(root)
     train, query, index, relevant = hold_out(table, 0.5)
-    held = {photo.split("/")[0] for photo in query.ids + index.ids}
+    held = {photo.split("/")[0] for photo in [*query.ids, *index.ids]}
     assert len(held) == 1
     assert held.isdisjoint(photo.split("/")[0] for photo in train.ids)
-    assert sorted(train.ids + query.ids + index.ids) == sorted(table.ids)
+    assert sorted([*train.ids, *query.ids, *index.ids]) == sorted(table.ids)
     assert set(relevant) == set(query.ids)
     assert all(set(images) == set(index.ids) for images in relevant.values())
     assert set(train.labels) == set(range(len(train.classes)))

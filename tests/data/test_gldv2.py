@@ -1,9 +1,14 @@
 import csv
+import io
+import tarfile
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.gldv2 import read_photos, read_train
+from landmark_retrieval.data.archive_scan import scan_archives
+from landmark_retrieval.data.gldv2 import csv_file, read_photos, read_train
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 
@@ -42,7 +47,7 @@ def test_sets(root, which, ids, labels, classes):
     assert table.ids == ids
     np.testing.assert_array_equal(table.labels, labels)
     assert table.classes == classes
-    assert table.locate("aa1") == root / "train" / "a" / "a" / "1" / "aa1.jpg"
+    assert Path(table.where(table.ids.rows(["aa1"])[0])) == root / "train" / "a" / "a" / "1" / "aa1.jpg"
 
 
 def test_byte_order_mark_and_column_order(root):
@@ -85,3 +90,66 @@ def test_missing_things_are_named(root):
     with pytest.raises(LandmarkRetrievalError, match="choose one of c, x, full"):
         read_train(root, "clean")
     assert read_photos(root, "index").ids == ["ee5"]
+
+
+@pytest.mark.parametrize("photo", ["../../x", "/abs", "a\\b", "abc\0d", "abc\x1bd", ""])
+def test_ids_that_lead_elsewhere_are_refused(root, photo):
+    write(root, "train.csv", ("id", "url", "landmark_id"), ("aa1", "", 7), (photo, "", 7))
+    write(root, "test.csv", ("id",), ("aa1",), (photo,))
+    if not photo:
+        (root / "test.csv").write_text('id\naa1\n""\n')
+    for read in (lambda: read_train(root, "full"), lambda: read_photos(root, "test")):
+        with pytest.raises(LandmarkRetrievalError, match=r"line 3: .* cannot be the id of a photo|not a CSV file"):
+            read()
+
+
+def test_csv_files_by_version_and_in_metadata(root):
+    assert csv_file(root, "test.csv") == root / "test.csv"
+    write(root / "metadata", "test.csv", ("id",), ("mm1",))
+    assert read_photos(root, "test").ids == ["mm1"]
+    write(root, "test.csv", ("id",), ("rr1",))
+    assert read_photos(root, "test").ids == ["rr1"]
+    write(root, "test_v2.1.csv", ("id",), ("rr2",))
+    write(root / "metadata", "test_v2.10.csv", ("id",), ("mm2",))
+    assert read_photos(root, "test").ids == ["mm2"]
+    write(root, "train_v3.csv", ("id", "landmark_id"), ("vv1", 5))
+    write(root, "train_vegetables.csv", ("id", "landmark_id"), ("vv2", 5))
+    assert read_train(root, "full").ids == ["vv1"]
+    assert read_train(root, "c").classes == ("7", "30")  # train_clean.csv is no version of train.csv
+
+
+def test_photos_in_archives(root, tmp_path):
+    path = root / "train" / "images_000.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for photo in ("aa1", "dd4"):
+            info = tarfile.TarInfo("/".join([*photo, f"{photo}.jpg"]))
+            info.size = 3
+            tar.addfile(info, io.BytesIO(photo.encode()))
+    with pytest.raises(LandmarkRetrievalError, match=r"in 1 archives: scan them first"):
+        read_train(root, "full")
+    table = read_train(root, "full", archives=scan_archives([path], tmp_path / "cache", 1))
+    assert table.find(["aa1", "bb2", "dd4"]) == {"aa1": b"aa1", "dd4": b"dd4"}
+
+
+def test_a_large_table_is_small(tmp_path):
+    """GLDv2 has 4.1 million photos; its table has to stay well under 1 GB while it is made."""
+    count = 200_000
+    rng = np.random.default_rng(0)
+    ids = rng.bytes(8 * count).hex()
+    with (tmp_path / "train.csv").open("w") as file:
+        file.write("id,url,landmark_id\n")
+        file.writelines(
+            f"{ids[16 * i : 16 * i + 16]},https://example.org/photos/{i:030d}.jpg,{rng.integers(10_000)}\n"
+            for i in range(count)
+        )
+    tracemalloc.start()
+    try:
+        table = read_train(tmp_path, "full")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table) == count
+    # blocks of strings on the way, whatever the number of rows, are some 10 MB
+    assert peak < 120 * count + 10e6
+    assert held < 40 * count + 2e6

@@ -1,5 +1,8 @@
 """Every shipped config composes, and mistakes in overrides are told in a sentence."""
 
+import subprocess
+import sys
+
 import pytest
 
 from landmark_retrieval.errors import LandmarkRetrievalError
@@ -40,6 +43,17 @@ def test_each_stage_composes(stage):
 def test_each_curriculum_is_planned(curriculum):
     stages = plan_curriculum(curriculum)
     assert [stage.config["stage"]["after"] for stage in stages] == [None, *(stage.name for stage in stages[:-1])]
+
+
+def test_gldv2_on_8_gpus_needs_no_more_words():
+    command = [sys.executable, "-m", "landmark_retrieval.train", "trainer=ddp8", "data=gldv2x", "data.root=/nowhere"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    # this far without a stage on the command line, to where the photos should be
+    assert "no data at /nowhere" in ended.stderr
+    config = compose(["trainer=ddp8", "data=gldv2x", "+stage=train_from_imagenet"])
+    assert (config.trainer.devices, config.trainer.strategy, config.trainer.sync_batchnorm) == (8, "ddp", True)
+    assert (config.data.root, config.data.train_set, config.stage.after) == ("gldv2", "x", None)
+    assert compose(["data=gldv2c"]).default_stage == "pretrain_small"
 
 
 def test_recipes_of_the_paper():

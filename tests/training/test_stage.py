@@ -1,5 +1,6 @@
 """A stage from config to hand-over, with a model small enough for a test."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -203,6 +204,27 @@ def test_two_processes_train_one_stage(tiny, tmp_path):
     again["stage"]["freeze"] = ["backbone", "local_context", "attention", "global_project", "global_pool", "neck"]
     for name in ("map_at_100", "precision_at_1", "gap"):
         assert run_stage(again).metrics[f"val/{name}"] == pytest.approx(parent.metrics[f"val/{name}"], abs=1e-6)
+
+
+def test_two_processes_see_the_photos_of_one_and_have_its_losses(tiny, tmp_path):
+    """Half the batch for each of two real processes. BatchNorm stands still: its statistics are those of one process's
+    half."""
+    overrides = ("stage.freeze_batchnorm=['*']", "optimizer.lr=1e-3", "data.num_workers=1")
+    both = in_two_processes(tiny, tmp_path, "both", *overrides)
+    run_stage(
+        OmegaConf.to_container(
+            compose(["+stage=pretrain_small", *tiny, *overrides, f"run_dir={tmp_path}/one"]), resolve=True
+        )
+    )
+    curves = [losses(folder) for folder in (both, tmp_path / "one")]
+    assert len(curves[0]) == len(curves[1]) == 2 * (40 // 8)
+    assert max(curves[1]) - min(curves[1]) > 0.1
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def losses(run):
+    with (run / "logs" / "csv" / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
 def in_two_processes(tiny, folder, run, *overrides):
