@@ -49,7 +49,7 @@ def plant(source, monkeypatch):
     def planted(descriptors):
         def extract(model, card, photos, out, **_):
             with DescriptorWriter(out, card, part_size=7) as writer:
-                for photo, _ in photos.labels():
+                for photo in photos.ids:
                     if photo in writer.done:
                         continue
                     if isinstance(descriptors[photo], str):
@@ -74,7 +74,7 @@ def at(degrees, axis, width):
 def members(source):
     """Ids by landmark."""
     found = {}
-    for photo, label in source.labels():
+    for photo, label in zip(source.ids, source.labels.tolist(), strict=True):
         found.setdefault(source.manifest.classes[label], []).append(photo)
     return found
 
@@ -115,7 +115,7 @@ def test_planted_mistakes_are_found(source, plant, shards, tmp_path):
     landmark_of = {photo: name for name, ids in by_name.items() for photo in ids}
     assert listed(tmp_path / "out" / "train_clean.csv") == {photo: landmark_of[photo] for photo in kept}
     table = rows(tmp_path / "out" / "angles.csv")
-    assert [row["id"] for row in table] == [photo for photo, _ in source.labels() if photo != broken]
+    assert [row["id"] for row in table] == [photo for photo in source.ids if photo != broken]
     for row in table:
         angle, keep = expected[row["id"]]
         assert float(row["angle"]) == pytest.approx(angle, abs=0.03 if angle < 2 else 1e-3)
@@ -179,7 +179,7 @@ def test_impossible_angles(shards, tmp_path, angle):
 def test_mistakes_are_sentences(source, plant, shards, tmp_path):
     names = source.manifest.classes
     width = 3 * len(names) + 1
-    plant({photo: at(90, 0, width) for photo, _ in source.labels()})
+    plant({photo: at(90, 0, width) for photo in source.ids})
     run, out = tmp_path / "run", tmp_path / "out"
     with pytest.raises(LandmarkRetrievalError, match=r"no hand-over .*name the run folder of a finished stage"):
         clean(run, shards, out)
@@ -214,7 +214,8 @@ def test_a_trained_stage_cleans_and_hands_over_to_the_next(tiny, shards, tmp_pat
 
     # the same from the descriptors and the head, the long way
     store = DescriptorStore.open(out / "descriptors")
-    label_of = dict(ShardedPhotos.open(shards / "train_c").labels())
+    photos = ShardedPhotos.open(shards / "train_c")
+    label_of = dict(zip(photos.ids, photos.labels.tolist(), strict=True))
     weight = first.head_weight().numpy()
     weight = weight / np.linalg.norm(weight, axis=1, keepdims=True)
     cosines = (store.load() @ weight.T).reshape(len(store), len(first.classes), 3)
