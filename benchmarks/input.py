@@ -124,7 +124,7 @@ def shards(folder: Path, photos: list[bytes], runs: int) -> None:
     """Sharding beside what it cannot do without, and reading through the plan beside decoding."""
     many = folder / "many"
     many.mkdir()
-    for number in range(max(1, 2000 // len(photos)) * len(photos)):
+    for number in range(max(1, 8000 // len(photos)) * len(photos)):
         (many / f"{number:05d}.jpg").write_bytes(photos[number % len(photos)])
     table = read_unlabelled(many)
     size = sum(path.stat().st_size for path in many.iterdir())
