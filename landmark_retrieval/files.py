@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read with errors a person can act on."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from landmark_retrieval.errors import LandmarkRetrievalError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk that takes no more."""
 
 # to read it is to change it for a moment, which no thread may do while another one makes a file
 _MASK = os.umask(0)
@@ -30,6 +34,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+    else:
         # mkstemp makes private files; give the result the permissions any new file would have
         temporary.chmod(0o666 & ~_MASK)
         temporary.replace(path)

@@ -5,7 +5,8 @@ worker reads and decodes the photos of its own batches only.
 """
 
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol
 
 import cv2
@@ -39,6 +40,10 @@ class PhotoSource(Protocol):
         """The encoded photos of these ids, as far as they are here."""
         ...
 
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Say which photos will be asked for soon."""
+        ...
+
     @property
     def fingerprint(self) -> str:
         """Says which photos these are and in which order."""
@@ -65,7 +70,10 @@ class TrainingBatches(IterableDataset[Batch]):
         rank: number of this process.
         world: number of processes.
         transforms: name of the augmentation, see `augmentation.training_transform`.
-        start: batches of this epoch that have been seen already.
+
+    Attributes:
+        epoch: may be changed before an iteration begins.
+        start: the same; batches of this epoch that have been seen already.
 
     Raises:
         LandmarkRetrievalError: fewer photos than one batch per process, or a batch with no photo that can be decoded.
@@ -83,7 +91,6 @@ class TrainingBatches(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         transforms: str = "fast",
-        start: int = 0,
     ) -> None:
         if batch_size < 1 or side < 1:
             raise LandmarkRetrievalError(
@@ -96,7 +103,7 @@ class TrainingBatches(IterableDataset[Batch]):
                 f"{world} processes: set a smaller data.batch_size."
             )
         self.source, self.side, self.batch_size = source, side, batch_size
-        self.epoch, self.seed, self.rank, self.world, self.start = epoch, seed, rank, world, start
+        self.epoch, self.seed, self.rank, self.world, self.start = epoch, seed, rank, world, 0
         self.lanes, self.shuffle_buffer = lanes, shuffle_buffer
         self.transform = training_transform(transforms, side)
         source.plan(seed, epoch, lanes, shuffle_buffer)  # objects here, not in a worker, to what cannot be
@@ -161,6 +168,10 @@ class PhotoBatches(IterableDataset[Batch]):
     def __init__(
         self, source: PhotoSource, side: int, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> None:
+        if batch_size < 1 or side < 1:
+            raise LandmarkRetrievalError(
+                f"A batch of {batch_size} photos of {side} pixels is not possible: set at least 1."
+            )
         left = len(source) - start
         if left < world:
             raise LandmarkRetrievalError(
@@ -183,6 +194,8 @@ class PhotoBatches(IterableDataset[Batch]):
         turn, stride = _share()
         for number in range(self.rank + turn * self.world, self._whole, stride * self.world):
             first = self.start + number * self.batch_size
+            later = first + _AHEAD * stride * self.world * self.batch_size
+            self.source.prefetch(range(first, min(later, len(self.source))))
             batch: Batch = {"ids": [], "positions": [], "broken": []}
             images = []
             for position, photo in enumerate(self.source.photos(first, first + self.batch_size), first):
@@ -203,10 +216,26 @@ def default_workers() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def loader(batches: IterableDataset[Batch], workers: int | None, pin_memory: bool = False) -> DataLoader[Batch]:
-    """A DataLoader over ready-made batches; `default_workers` if None."""
+def loader(
+    batches: IterableDataset[Batch],
+    workers: int | None,
+    pin_memory: bool = False,
+    at: Callable[[], tuple[int, int]] | None = None,
+) -> DataLoader[Batch]:
+    """A DataLoader over ready-made batches.
+
+    Args:
+        batches: `TrainingBatches` or `PhotoBatches`.
+        workers: processes; `default_workers` if None, 0 for none.
+        pin_memory: for a copy to the GPU that waits for nothing.
+        at: asked for epoch and start of `TrainingBatches` when an iteration begins.
+    """
     workers = default_workers() if workers is None else workers
-    return _Loader(
+    if workers < 0:
+        raise LandmarkRetrievalError(
+            f"{workers} decoding processes (data.num_workers) are not possible: set at least 0."
+        )
+    made = _Loader(
         batches,
         batch_size=None,
         num_workers=workers,
@@ -214,6 +243,8 @@ def loader(batches: IterableDataset[Batch], workers: int | None, pin_memory: boo
         prefetch_factor=4 if workers else None,
         worker_init_fn=one_thread,
     )
+    made.at = at
+    return made
 
 
 def one_thread(_: int = 0) -> None:
@@ -222,18 +253,26 @@ def one_thread(_: int = 0) -> None:
 
 
 class _Loader(DataLoader[Batch]):
-    """Says what to do when a worker was ended from outside."""
+    """Begins when the first batch is asked for, and says what to do when a worker was ended from outside."""
+
+    at: Callable[[], tuple[int, int]] | None = None
 
     def __iter__(self) -> Any:
+        if self.at is not None:
+            # a trainer may make its loader before it knows where it is taken up
+            self.dataset.epoch, self.dataset.start = self.at()  # type: ignore[attr-defined]
         iterator = super().__iter__()
         try:
             yield from iterator
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or isinstance(error, LandmarkRetrievalError):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # the last two where it was killed while it handed a batch over
+            told = isinstance(error, RuntimeError) and not re.search(r"DataLoader worker \(pid", str(error))
+            if told or not self.num_workers or "Caught" in str(error):  # an error of the worker's own
                 raise
+            reason = str(error).partition("\n")[0] or "it was killed"
             raise LandmarkRetrievalError(
-                f"A decoding process ended early ({str(error).splitlines()[0]}), perhaps for lack of memory: run "
-                "again, with a smaller data.num_workers or data.batch_size."
+                f"A decoding process ended early ({reason}), perhaps for lack of memory: run again, with a smaller "
+                "data.num_workers or data.batch_size."
             ) from error
 
 

@@ -25,9 +25,8 @@ class LandmarkDataModule(pl.LightningDataModule):
 
     Training batches are dicts of `images` uint8 (B, S, S, 3), `labels` int64 (B,) and `broken`; see
     `batches.TrainingBatches`. Where the data has `index` and `test` shards and a retrieval solution, there are two
-    validation loaders, query photos and index photos; see `batches.PhotoBatches`. The trainer has to reload the
-    training loader each epoch (`reload_dataloaders_every_n_epochs=1`). A run that is taken up in the middle of an epoch
-    goes on with the next batch that it has not seen, whatever the number of workers.
+    validation loaders, query photos and index photos; see `batches.PhotoBatches`. A run that is taken up in the middle
+    of an epoch goes on with the next batch that it has not seen, whatever the number of workers.
 
     Args:
         root: folder or URL with `train_c` or the like, or `train`, and perhaps `index` and `test`.
@@ -87,7 +86,7 @@ class LandmarkDataModule(pl.LightningDataModule):
         self.num_workers, self.transforms, self.seed = num_workers, transforms, seed
         self.lanes, self.shuffle_buffer = lanes, shuffle_buffer
 
-        self.train = Mixture.open(self.root, train_set)
+        self.train = Mixture.open(self.root, train_set, self.cache)
         self.query: ShardedPhotos | None = None
         self.index: PhotoSource | None = None
         self.retrieval_solution: Solution[str] | None = None
@@ -116,16 +115,14 @@ class LandmarkDataModule(pl.LightningDataModule):
             self.train,
             self.image_size,
             self.batch_size,
-            self.trainer.current_epoch if self.trainer else 0,
-            self.seed,
-            self.lanes,
-            self.shuffle_buffer,
-            rank,
-            world,
-            self.transforms,
-            self._seen_batches(),
+            seed=self.seed,
+            lanes=self.lanes,
+            shuffle_buffer=self.shuffle_buffer,
+            rank=rank,
+            world=world,
+            transforms=self.transforms,
         )
-        return loader(batches, self.num_workers, self._pin_memory())
+        return loader(batches, self.num_workers, self._pin_memory(), self._epoch_and_start)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:  # noqa: D102
         rank, world = self._rank_and_world()
@@ -148,14 +145,11 @@ class LandmarkDataModule(pl.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _seen_batches(self) -> int:
-        """Batches of the epoch before the checkpoint that the run is taken up from; 0 in an epoch from its start."""
-        loop = self.trainer.fit_loop if self.trainer else None
-        if not loop or not loop.restarting:
-            return 0
-        progress = loop.epoch_loop.batch_progress
-        # after the last batch of an epoch comes the next epoch, from its start
-        return 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
+    def _epoch_and_start(self) -> tuple[int, int]:
+        """The epoch that begins or goes on now, and its batches that were seen before the run was taken up."""
+        if not self.trainer:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _pin_memory(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

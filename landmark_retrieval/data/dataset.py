@@ -5,8 +5,9 @@ This is the form that training and evaluation read, made from GLDv2 or from a fo
 
 from pathlib import Path
 
-from landmark_retrieval.data.places import LocalPlace, Place, RemotePlace, place
+from landmark_retrieval.data.places import LocalPlace, Place, place
 from landmark_retrieval.data.reading import ShardedPhotos
+from landmark_retrieval.data.remote import Cache
 from landmark_retrieval.data.solutions import Solution, read_retrieval_solution
 from landmark_retrieval.errors import LandmarkRetrievalError
 
@@ -34,7 +35,7 @@ def open_queries_and_index(root: str | Path | Place) -> tuple[ShardedPhotos, Sha
     return ShardedPhotos.open(root.below("test")), ShardedPhotos.open(root.below("index")), solution
 
 
-def train_place(root: Place | str | Path, which: str) -> Place:
+def train_place(root: Place | str | Path, which: str, cache: Cache | None = None) -> Place:
     """Where the shards of training set `which` are: `<root>/train_<which>`, or `<root>/train` for data without such
     sets; a name with a slash in it is the path or URL of a folder of shards.
 
@@ -43,7 +44,7 @@ def train_place(root: Place | str | Path, which: str) -> Place:
     """
     root = place(root) if isinstance(root, str | Path) else root
     if "/" in which:
-        return place(which, root.cache if isinstance(root, RemotePlace) else None)
+        return place(which, cache)
     held = root.folders()
     for name in (f"train_{which}", "train"):
         if name in held or (isinstance(root, LocalPlace) and (root.path / name).is_dir()):

@@ -155,12 +155,9 @@ def existing_folder(path: str | Path) -> Path:
 
 
 def _landmark_id(text: str, path: Path, line: int) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise LandmarkRetrievalError(
-            f"{path}, line {line}: landmark_id {text!r} is not a number: mend the line."
-        ) from None
+    if not text.isdecimal() or len(text) > 18:
+        raise LandmarkRetrievalError(f"{path}, line {line}: landmark_id {text!r} is not a number: mend the line.")
+    return int(text)
 
 
 def checked_id(photo: str, path: Path, line: int) -> str:

@@ -77,16 +77,35 @@ class Manifest:
                 raise LandmarkRetrievalError(
                     f"{path} has format {content['format']}, this version reads {FORMAT}: write the shards again."
                 )
-            return cls(
+            size, sha256 = content["samples"]
+            manifest = cls(
                 tuple(Shard(**shard) for shard in content["shards"]),
                 tuple(content["classes"]),
                 tuple(content["class_counts"]),
                 content["refused"],
                 content["plan"],
-                tuple(content["samples"]),
+                (size, sha256),
             )
+            manifest._check()
+            return manifest
         except (KeyError, TypeError, ValueError) as error:
             raise LandmarkRetrievalError(f"The shard manifest {path} is damaged ({error!r}): {_ADVICE}.") from None
+
+    def _check(self) -> None:
+        """Refuse what cannot be: TypeError or ValueError."""
+        numbers = [self.refused, self.samples[0], *self.class_counts]
+        texts = [self.plan, self.samples[1], *self.classes]
+        for shard in self.shards:
+            numbers += [shard.photos, shard.bytes, shard.classes]
+            texts += [shard.file, shard.sha256]
+            if Path(str(shard.file)).name != shard.file:
+                raise ValueError(f"{shard.file!r} is no name of a file")
+        wrong: list[Any] = [value for value in numbers if type(value) is not int or value < 0]
+        wrong += [value for value in texts if not isinstance(value, str)]
+        if wrong:
+            raise TypeError(f"{wrong[0]!r}")
+        if len(self.classes) != len(self.class_counts):
+            raise ValueError(f"{len(self.classes)} classes with {len(self.class_counts)} counts")
 
     def check_files(self, folder: str | Path, checksums: bool = False) -> None:
         """Refuse shards that are missing or not of the size (or, on request, the sha256) the manifest gives.

@@ -9,6 +9,7 @@ from landmark_retrieval.data.photos import Photo
 from landmark_retrieval.data.places import Place
 from landmark_retrieval.data.plan import BUFFER, LANES, EpochPlan
 from landmark_retrieval.data.reading import ShardedPhotos
+from landmark_retrieval.data.remote import Cache
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 TrainSet = str | Sequence[str] | Mapping[str, float]
@@ -47,11 +48,11 @@ class Mixture:
         self._firsts = np.cumsum([0, *map(len, sources)]).tolist()
 
     @classmethod
-    def open(cls, root: Place, train_set: TrainSet) -> "Mixture":
+    def open(cls, root: Place, train_set: TrainSet, cache: Cache | None = None) -> "Mixture":
         """Open training sets below `root`: one by its name, several (each photo once an epoch), or several with their
-        weights."""
+        weights. `cache` takes those that are at URLs elsewhere."""
         weights = [float(weight) for weight in train_set.values()] if isinstance(train_set, Mapping) else None
-        return cls([ShardedPhotos.open(place) for place in _places(root, train_set)], weights)
+        return cls([ShardedPhotos.open(place) for place in _places(root, train_set, cache)], weights)
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -91,13 +92,13 @@ class Mixture:
             source.prefetch((numbers[(first <= numbers) & (numbers < end)] - first).tolist())
 
 
-def train_fingerprint(root: Place, train_set: TrainSet) -> str:
+def train_fingerprint(root: Place, train_set: TrainSet, cache: Cache | None = None) -> str:
     """Says which photos training sets hold and in which order, from their manifests alone."""
-    return "+".join(place.manifest().fingerprint for place in _places(root, train_set))
+    return "+".join(place.manifest().fingerprint for place in _places(root, train_set, cache))
 
 
-def _places(root: Place, train_set: TrainSet) -> list[Place]:
+def _places(root: Place, train_set: TrainSet, cache: Cache | None) -> list[Place]:
     names = [train_set] if isinstance(train_set, str) else list(train_set)
     if not names:
         raise LandmarkRetrievalError("data.train_set names no training set: set one, or several.")
-    return [train_place(root, name) for name in names]
+    return [train_place(root, name, cache) for name in names]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from landmark_retrieval.data import manifest as manifests
 from landmark_retrieval.data.manifest import Manifest, Shard
@@ -45,6 +45,11 @@ class Place(Protocol):
 
     def file(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         """A file in it as one that can be opened here; fetched and verified where it lies elsewhere."""
+        ...
+
+    def open(self, shard: Shard) -> IO[bytes]:
+        """A shard, to be read from any place in it. OSError if it cannot be opened here, LandmarkRetrievalError if it
+        cannot be fetched."""
         ...
 
     def where(self, name: str) -> str:
@@ -87,6 +92,9 @@ class LocalPlace:
     def file(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:  # noqa: D102
         return self.path / name
 
+    def open(self, shard: Shard) -> IO[bytes]:  # noqa: D102
+        return (self.path / shard.file).open("rb", buffering=0)
+
     def where(self, name: str) -> str:  # noqa: D102
         return str(self.path / name)
 
@@ -110,6 +118,7 @@ class RemotePlace:
     url: str
     cache: Cache
     background: Prefetch = field(compare=False, repr=False)
+    _listed: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
     remote = True
 
     @property
@@ -134,6 +143,11 @@ class RemotePlace:
             file.write(self.cache.fetch_small(url))
         return path
 
+    def open(self, shard: Shard) -> IO[bytes]:  # noqa: D102
+        url = join(self.url, shard.file)
+        self.background.fetch(url, sha256=shard.sha256, size=shard.bytes)
+        return self.cache.open(url, sha256=shard.sha256, size=shard.bytes)
+
     def where(self, name: str) -> str:  # noqa: D102
         return join(self.url, name)
 
@@ -147,10 +161,13 @@ class RemotePlace:
         self.background.request([(join(self.url, shard.file), shard.sha256, shard.bytes) for shard in shards])
 
     def _listing(self) -> dict[str, list[str]]:
-        listing = self._json(LISTING)
-        if not isinstance(listing, dict) or not {"folders", "files"} <= set(listing):
-            raise LandmarkRetrievalError(f"{join(self.url, LISTING)} is damaged: copy it once more.")
-        return listing
+        if not self._listed:
+            listing = self._json(LISTING)
+            names = [listing.get("folders"), listing.get("files")] if isinstance(listing, dict) else [None]
+            if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+                raise LandmarkRetrievalError(f"{join(self.url, LISTING)} is damaged: copy it once more.")
+            self._listed.update(listing)
+        return self._listed
 
     def _json(self, name: str) -> Any:
         url = join(self.url, name)

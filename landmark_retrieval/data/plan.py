@@ -24,7 +24,7 @@ class EpochPlan:
     as there are, and a process out of a number that divides `lanes` reads lanes of its own.
 
     Several sources are mixed by weight: in each lane a source has its share of the places, and goes on in the next
-    epoch where it has stopped in this one, so that each of its photos comes once before any comes again.
+    epoch where its share of this one ends, so that each of its photos comes once before any comes again.
 
     Args:
         shards: for each source, the photos in each of its shards.
@@ -57,14 +57,18 @@ class EpochPlan:
             raise LandmarkRetrievalError(
                 f"data.lanes={lanes} with data.shuffle_buffer={buffer} is not possible: set at least 1."
             )
+        if seed < 0:
+            raise LandmarkRetrievalError(f"seed={seed} is not possible: it takes at least 0.")
         if weights is not None and (len(weights) != len(sizes) or not all(0 < w < np.inf for w in weights)):
             raise LandmarkRetrievalError(f"Sources are mixed by weights above 0, one for each, not {list(weights)}.")
         if weights is None:  # all are one source
             shards, sizes, weights = [[size for source in shards for size in source]], [sum(sizes)], [1.0]
         self.photos, self.lanes = sum(sizes), min(lanes, min(sizes))
+        self._shards, self._sizes, self._shares = shards, sizes, np.asarray(weights, np.float64)
         if len(sizes) > 1:  # long enough for the shares to come out even
             self.lanes = min(self.lanes, max(1, self.photos // 256))
-        self._shards, self._sizes, self._shares = shards, sizes, np.asarray(weights, np.float64)
+            if (self._shares / self._shares.sum()).min() * self.photos < 1:
+                raise LandmarkRetrievalError(f"A weight is too small for a single photo an epoch: {list(weights)}.")
         self._seed, self._epoch, self._buffer = seed, epoch, buffer
         self._firsts = np.cumsum([0, *sizes])
         self._passes: dict[tuple[int, int], _Pass] = {}
@@ -90,12 +94,21 @@ class EpochPlan:
         length = _lane_length(self.photos, self.lanes, lane)
         if len(self._sizes) == 1:
             return self._pass(0, self._epoch).lane(lane)
-        counts = _apportion(length, self._shares)
+        counts = self._counts(lane, length)
         rng = np.random.default_rng((self._seed, self._epoch, lane, 2))
         # each source evenly over the epoch, at a random place in each of its steps
         at = np.concatenate([(np.arange(count) + rng.random(count)) / max(count, 1) for count in counts])
         parts = [self._stretch(source, lane, int(count)) for source, count in enumerate(counts)]
         return np.concatenate(parts)[np.argsort(at, kind="stable")]
+
+    def _counts(self, lane: int, length: int) -> list[int]:
+        """Places of each source in a lane: what is due to all but the largest so far, rounded, and the rest for it."""
+        due = self._shares / self._shares.sum() * (self.photos / self.lanes)
+        counts = (np.floor(due * (lane + 1) + 0.5) - np.floor(due * lane + 0.5)).astype(np.int64).tolist()
+        largest = int(self._shares.argmax())
+        counts[largest] = 0
+        counts[largest] = length - sum(counts)
+        return counts
 
     def _stretch(self, source: int, lane: int, count: int) -> np.ndarray:
         """The next `count` photos of a source in a lane, after those of the epochs before; through several passes where
@@ -176,12 +189,3 @@ def steps(photos: int, batch_size: int, world: int) -> int:
 
 def _lane_length(total: int, lanes: int, lane: int) -> int:
     return total // lanes + (lane < total % lanes)
-
-
-def _apportion(places: int, shares: np.ndarray) -> np.ndarray:
-    """Whole numbers in proportion to the shares that make `places` together (largest remainders)."""
-    exact = places * shares / shares.sum()
-    counts = np.floor(exact).astype(np.int64)
-    rest = np.argsort(counts - exact, kind="stable")[: places - int(counts.sum())]
-    counts[rest] += 1
-    return counts

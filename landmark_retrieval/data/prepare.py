@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from landmark_retrieval.data import folder as folders
 from landmark_retrieval.data.archive_scan import archives_in, scan_archives
 from landmark_retrieval.data.archives import Archives, write_skipped
@@ -21,6 +23,7 @@ from landmark_retrieval.data.photos import PhotoTable
 from landmark_retrieval.data.places import LISTING
 from landmark_retrieval.data.revisited import read_ground_truth, read_revisited
 from landmark_retrieval.data.shards import write_shards
+from landmark_retrieval.data.solutions import read_retrieval_solution
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import open_replacing, replacing, write_json
 
@@ -45,7 +48,7 @@ def shard_gldv2(
     say: Say = print,
 ) -> dict[str, Manifest]:
     """Shard a folder in the layout of GLDv2: its training sets and, where it has them, index and test with their
-    solutions.
+    solutions. Index photos that are right for some query come before the others.
 
     The photos of a split are read from its archives as downloaded (train/images_000.tar, ...), which are never
     extracted, or from train/a/b/c/<id>.jpg; where a split has both, the extracted ones count. What of the archives is
@@ -89,6 +92,8 @@ def shard_gldv2(
             say(f"{path} is taken for {name}")
     tables = {f"train_{which}": read_train(root, which, clean_csv, archives.get("train")) for which in sets}
     tables |= {split: read_photos(root, split, archives.get(split)) for split in other}
+    if "index" in tables and RETRIEVAL_SOLUTION in solutions:
+        tables["index"] = _matching_first(tables["index"], solutions[RETRIEVAL_SOLUTION])
     if verify_md5:
         _verify_md5(root, out, archives, workers)
     skipped = [
@@ -255,6 +260,16 @@ def _write(
         )
         for name, table in tables.items()
     }
+
+
+def _matching_first(index: PhotoTable, solution: Path) -> PhotoTable:
+    """The index photos that are right for some query before all others: validation, which takes them alone, then reads
+    few shards."""
+    right = {photo for images in read_retrieval_solution(solution).relevant.values() for photo in images}
+    rows = index.ids.rows(sorted(right))
+    other = np.ones(len(index), bool)
+    other[rows[rows >= 0]] = False
+    return index.take(np.argsort(other, kind="stable"))
 
 
 def _verify_md5(root: Path, out: Path, archives: Mapping[str, Archives], workers: int | None) -> None:

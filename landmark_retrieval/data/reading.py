@@ -49,7 +49,7 @@ class ShardedPhotos:
         return cls(place, manifest)
 
     def __len__(self) -> int:
-        return self.manifest.photos
+        return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}  # open files stay in their process
@@ -88,13 +88,19 @@ class ShardedPhotos:
         length = second + BLOCKSIZE + about
         try:
             data = self._files.read(shard, int(row["start"]) * BLOCKSIZE, length)
-            said = json.loads(data[second + BLOCKSIZE :]) if len(data) == length else {}
-        except (OSError, ValueError) as error:
-            raise self._damaged(shard, f"{type(error).__name__}: {error}") from error
+        except OSError as error:
+            raise LandmarkRetrievalError(
+                f"Shard {self.place.where(shard.file)} cannot be read ({error.strerror or error}): mend that and run "
+                "the same again."
+            ) from error
         if len(data) < length:
             raise self._damaged(shard, f"it ends inside photo {number}")
+        try:
+            said = json.loads(data[second + BLOCKSIZE :])
+        except ValueError as error:
+            raise self._damaged(shard, f"{type(error).__name__}: {error}") from error
         identity = row["id"].decode()
-        if (said.get("id"), said.get("label", -1)) != (identity, label):
+        if not isinstance(said, dict) or (said.get("id"), said.get("label", -1)) != (identity, label):
             raise self._damaged(shard, f"it holds something else where photo {identity} should be")
         box = tuple(said["box"]) if "box" in said else None
         return Photo(identity, None if label < 0 else label, data[BLOCKSIZE : BLOCKSIZE + size], box)
@@ -155,6 +161,10 @@ class Selection:
         """The photos [start, stop) of the selection."""
         yield from (self.source.photo(int(number)) for number in self.numbers[start:stop])
 
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Say which photos of the selection will be asked for soon."""
+        self.source.prefetch(self.numbers[list(numbers)].tolist() if self.source.place.remote else ())
+
     def find(self, ids: Collection[str]) -> dict[str, bytes]:
         """The encoded photos of these ids, as far as they are in the source."""
         return self.source.find(ids)
@@ -173,15 +183,20 @@ class _OpenFiles:
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, shard: Shard, offset: int, length: int) -> bytes:
-        file = self._open.get(shard.file)
-        if file is None:
-            file = os.open(self._place.file(shard.file, shard.bytes, shard.sha256), os.O_RDONLY)
+        if self._place.remote:
+            # not kept open: the cache could not make room by deleting it
+            with self._place.open(shard) as file:
+                return os.pread(file.fileno(), length, offset)
+        number = self._open.get(shard.file)
+        if number is None:
+            with self._place.open(shard) as file:
+                number = os.dup(file.fileno())
             if len(self._open) >= _OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-        self._open[shard.file] = file
+        self._open[shard.file] = number
         self._open.move_to_end(shard.file)
-        return os.pread(file, length, offset)
+        return os.pread(number, length, offset)
 
     def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
+        for number in self._open.values():
+            os.close(number)

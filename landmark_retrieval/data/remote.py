@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import time
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from landmark_retrieval.data.transfer import AbsentError, Failure, insist, shown
+from landmark_retrieval.data.transfer import Failure, insist, shown
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 SMALL = 512 * 10**6  # bytes that fetch_small takes into memory at most
@@ -51,6 +52,8 @@ class Cache:
         Without a folder it is $LANDMARK_RETRIEVAL_CACHE, else landmark-retrieval/shards in the user's cache.
         """
         user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        if not 0 < limit_gb < math.inf:
+            raise LandmarkRetrievalError(f"A cache of {limit_gb} GB (data.cache_gb) is not possible: set more than 0.")
         place = folder or os.environ.get("LANDMARK_RETRIEVAL_CACHE") or user / "landmark-retrieval" / "shards"
         return cls(Path(place).expanduser(), int(limit_gb * 10**9), **options)
 
@@ -133,16 +136,6 @@ class Cache:
             return bytes(data)
 
         return insist(url, receive, self.stall_seconds, self.attempts, self.pause_seconds)
-
-    def fetch_optional(self, url: str, limit_bytes: int = SMALL) -> bytes | None:
-        """Like `fetch_small`, but None where the server says that there is no such file.
-
-        http and https (404, 410), file, s3 and gs can say so; with other schemes absence is an error like any other.
-        """
-        try:
-            return self.fetch_small(url, limit_bytes)
-        except AbsentError:
-            return None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fetched": []}

@@ -99,6 +99,8 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, by_columns, data = state
+        if len(shape) > 1 and 0 in shape:  # of nothing it would make any number of empty lists
+            raise _RefusedError(f"an array of shape {shape}")
         self.values = dtype.read(data).reshape(shape, order="F" if by_columns else "C").tolist()
 
 

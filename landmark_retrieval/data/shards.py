@@ -1,6 +1,5 @@
 """Photos -> tar shards with a manifest: in parallel, verified, resumable shard by shard."""
 
-import errno
 import hashlib
 import io
 import json
@@ -23,13 +22,12 @@ from landmark_retrieval.data.manifest import SAMPLES, Manifest, Shard, samples_t
 from landmark_retrieval.data.photos import Photo, PhotoTable
 from landmark_retrieval.data.tables import write_reasons
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.files import open_replacing, read_json, write_json
+from landmark_retrieval.files import FULL, open_replacing, read_json, write_json
 from landmark_retrieval.processes import in_processes
 
 REFUSED = "refused.csv"
 _PROGRESS = ".progress"
 _QUALITY = 95  # of photos that are scaled down and encoded again
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_shards(
@@ -48,7 +46,7 @@ def write_shards(
 
     A sample is two members of a tar, `<number>.<suffix of the photo>` and `<number>.json` with its id, label and box,
     so that any id is allowed. `samples.npy` says where each one is. Interrupted, the same call goes on after the last
-    whole shard; finished, it does nothing.
+    whole shard, and writes those again whose photos have changed; finished, it does nothing.
     The same table and seed give the same bytes, whatever the number of workers.
 
     Args:
@@ -73,9 +71,13 @@ def write_shards(
             or broken (all are listed in refused.csv; what was written is kept for the next call); the disk is full.
     """
     out = Path(out)
-    for name, value in (("photos_per_shard", photos_per_shard), ("longest_side", longest_side)):
-        if value is not None and value < 1:
-            raise LandmarkRetrievalError(f"{name} is {value}: it takes at least 1.")
+    for name, value, least in (
+        ("photos_per_shard", photos_per_shard, 1),
+        ("longest_side", longest_side, 1),
+        ("seed", seed, 0),
+    ):
+        if value is not None and value < least:
+            raise LandmarkRetrievalError(f"{name} is {value}: it takes at least {least}.")
     order = np.random.default_rng(seed).permutation(len(table)) if shuffle else np.arange(len(table))
     plan = _fingerprint(table, order, photos_per_shard, longest_side)
     finished = _finished(out, plan, skip_bad)
@@ -95,7 +97,7 @@ def write_shards(
         reports.sort(key=lambda report: report.number)
         return _finish(table, out, plan, reports, skip_bad, empty_classes)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise LandmarkRetrievalError(
             f"{out} cannot take more: {error.strerror}. Make room and run the same command again, it carries on."
@@ -135,9 +137,14 @@ def _finished(out: Path, plan: str, skip_bad: bool) -> Manifest | None:
         write_json(started, plan)
         return None
     manifest = Manifest.read(out)
-    if manifest.plan != plan or (manifest.refused and not skip_bad):
+    if manifest.plan != plan:
         raise LandmarkRetrievalError(
             f"{out} holds shards of other photos or settings: delete it to write them again, or choose another folder."
+        )
+    if manifest.refused and not skip_bad:
+        raise LandmarkRetrievalError(
+            f"{out} was written without {manifest.refused:,} photos that could not be used, see {out / REFUSED}: leave "
+            "them out again (--skip-bad), or delete it to write all of them."
         )
     manifest.check_files(out)
     return manifest
@@ -151,7 +158,10 @@ def _write_shard(out: Path, plan: str, longest_side: int | None, job: tuple[int,
     if record.exists():
         held = read_json(record, "record of a shard", f"delete {out} and start again")
         whole = (
-            held["plan"] == plan and (out / name).is_file() and (out / name).stat().st_size == held["shard"]["bytes"]
+            held["plan"] == plan
+            and held["photos"] == table.fingerprint
+            and (out / name).is_file()
+            and (out / name).stat().st_size == held["shard"]["bytes"]
         )
         # a shard with refused photos is tried again: they may have been mended
         if whole and not held["refused"]:
@@ -176,7 +186,8 @@ def _write_shard(out: Path, plan: str, longest_side: int | None, job: tuple[int,
     shard = Shard(name, len(samples), hashing.size, hashing.digest.hexdigest(), classes)
     with open_replacing(rows, "wb") as file:
         np.save(file, written)
-    write_json(record, {"plan": plan, "shard": asdict(shard), "refused": refused})
+    photos = table.fingerprint
+    write_json(record, {"plan": plan, "photos": photos, "shard": asdict(shard), "refused": refused})
     return _Report(number, shard, written, refused)
 
 

@@ -17,6 +17,7 @@ from landmark_retrieval.data.decode import BrokenPhotoError, covering_scale, dec
 from landmark_retrieval.data.headers import read_header
 from landmark_retrieval.data.mixture import Mixture
 from landmark_retrieval.data.transforms import normalize
+from landmark_retrieval.errors import LandmarkRetrievalError
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,25 @@ def measure_input(
         source: labelled photos.
         side: of the square images, pixels.
         batch_size: photos.
-        batches: to measure; the photos of one more are read first, so that a cold disk does not count.
+        batches: to measure, at least 1; the first one of the loader warms up.
         workers: decoding processes of the loader.
         transforms: name of the augmentation, see `augmentation.training_transform`.
         device: "cuda", "cpu", ...; a GPU where there is one if None.
         say: receives a sentence about each part.
 
     Raises:
-        LandmarkRetrievalError: as `batches.TrainingBatches`.
+        LandmarkRetrievalError: fewer than two batches; as `batches.TrainingBatches`.
     """
     made = TrainingBatches(source, side, batch_size, transforms=transforms)
-    batches = min(batches, len(made) - 1) or 1
+    batches = min(batches, len(made) - 1)
+    if batches < 1:
+        raise LandmarkRetrievalError(
+            f"There is nothing to time: {source} makes {len(made)} batches of {batch_size}, of which at least 2 are "
+            "needed. Set a smaller --batch-size, and --batches above 0."
+        )
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    numbers = source.plan(0, 0).at(np.arange(batches * batch_size)).tolist()
+    # of another epoch than the loader's: it should not find what has just been read
+    numbers = source.plan(0, 1).at(np.arange(batches * batch_size)).tolist()
     say(f"{len(numbers):,} photos one by one ...")
     with _one_thread():
         steps, sizes, broken = _one_by_one(source, numbers, side, transforms)

@@ -141,8 +141,7 @@ class LandmarkModule(pl.LightningModule):
             loss = self.head(self(batch["images"]), batch["labels"])
         except ValueError as error:  # on a CPU the head looks at what it gets
             raise LandmarkRetrievalError(f"In step {self.global_step}, epoch {self.current_epoch}: {error}") from error
-        # the mean over all processes
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["labels"]), sync_dist=True)
+        self.log("train/loss", self._mean_when_logged(loss.detach()), prog_bar=True, batch_size=len(batch["labels"]))
         self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         # looked at when the epoch is over: a look at each step would make the host wait for the device
         self._bad_steps = self._bad_steps + ~torch.isfinite(loss.detach())
@@ -157,6 +156,15 @@ class LandmarkModule(pl.LightningModule):
             self.print(f"{len(broken):,} broken photos were skipped in epoch {self.current_epoch}, see {path}.")
             if self.trainer.is_global_zero:
                 write_reasons(path, broken)
+
+    def _mean_when_logged(self, value: Tensor) -> Tensor:
+        """Of all processes, in the steps that are logged; the trainer's own way would make all wait in each step."""
+        steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1 and steps and (self.global_step + 1) % steps == 0:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+            value /= self.trainer.world_size
+        return value
 
     def _refuse_bad_steps(self) -> None:
         """End the run before a checkpoint of it is written, if the loss has not been a finite number."""
@@ -174,6 +182,7 @@ class LandmarkModule(pl.LightningModule):
         return float(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        self._refuse_bad_steps()
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if "optimizer_states" not in checkpoint:  # of weights alone
             return
@@ -247,7 +256,8 @@ class LandmarkModule(pl.LightningModule):
             nearest = [self.head.nearest_class(part.to(self.device)) for part in queries.split(1024)]
             scores, labels = (torch.cat(parts).tolist() for parts in zip(*nearest, strict=True))
             predicted = {
-                q: (int(classes[label]), score)
+                # a class that is no number, of another source, is none of the solution's
+                q: (int(classes[label]) if classes[label].isdecimal() else -1, score)
                 for q, label, score in zip(query_ids, labels, scores, strict=True)
                 if q in recognition.relevant
             }

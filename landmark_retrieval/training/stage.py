@@ -1,5 +1,6 @@
 """Run one stage from its composed config: data, model, head, training, hand-over."""
 
+import contextlib
 import importlib
 import itertools
 import logging
@@ -27,8 +28,11 @@ from landmark_retrieval.training.configs import no_stage
 from landmark_retrieval.training.handoff import PAGE, Handoff
 from landmark_retrieval.training.module import LandmarkModule
 
+# name of the checkpoint that is written between the ends of epochs
+_WITHIN = "within"
+
 # what may differ between two calls for the second to carry on with what the first began
-_FREE_KEYS = ("logger", "run_dir", "resume", "default_stage")
+_FREE_KEYS = ("logger", "run_dir", "resume", "default_stage", "checkpoint_steps")
 _FREE_DATA_KEYS = ("root", "num_workers", "cache_dir", "cache_gb")
 _FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
 
@@ -45,7 +49,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     """Train one stage and write its hand-over into the run folder.
 
     A stage that is finished with the same config is not run again; one that was interrupted carries on after its last
-    whole epoch; one whose config has changed starts again.
+    checkpoint, of a whole epoch or of `checkpoint_steps`; one whose config has changed starts again.
 
     Args:
         config: as composed from `conf/train.yaml` with a stage, as plain Python types.
@@ -64,7 +68,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         return finished
 
     _quieten()
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    make(pl.seed_everything, config["seed"], workers=True, verbose=False)
     data = make(LandmarkDataModule, **config["data"], seed=config["seed"])
     parent = _parent(config)
     counts = data.train.class_counts
@@ -101,7 +105,9 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     trainer = _trainer(config, folder, bool(data.retrieval_solution))
     decisive = comparable(config)
     try:
-        checkpoint = _checkpoint(config["resume"], decisive, folder, say)
+        # another number of processes is another number of batches
+        begun = {**decisive, "processes": trainer.world_size}
+        checkpoint = _checkpoint(config["resume"], begun, folder, say)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what the trainer makes of Ctrl-C
         if trainer.interrupted:
@@ -132,8 +138,8 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     kept["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _FREE_TRAINER_KEYS}
     data = config["data"]
     kept["data"] = {key: value for key, value in data.items() if key not in _FREE_DATA_KEYS}
-    root = place(data["root"], Cache.default(data["cache_dir"], data["cache_gb"]))
-    photos = train_fingerprint(root, data["train_set"])
+    cache = Cache.default(data["cache_dir"], data["cache_gb"])
+    photos = train_fingerprint(place(data["root"], cache), data["train_set"], cache)
     parent = _parent_folder(config)
     weights = head = None
     if parent and (parent / PAGE).exists():
@@ -177,6 +183,7 @@ def _quieten() -> None:
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # the figures are those of all processes already
         ".*Total length of `list` across ranks is zero.*",  # data without validation
+        ".*your dataloader is not resumable.*",  # it is, see LandmarkDataModule
     ):
         warnings.filterwarnings("ignore", text)
 
@@ -206,8 +213,10 @@ def _parent(config: dict[str, Any]) -> Handoff | None:
 
 def _checkpoint(resume: bool, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str | None:
     """Where to carry on, if the run folder holds an unfinished run with these decisive parts of the config."""
-    record, last = folder / "config.json", folder / "checkpoints" / "last.ckpt"
-    if resume and last.exists() and record.exists():
+    record = folder / "config.json"
+    kept = [path for path in (folder / "checkpoints").glob("*.ckpt") if path.stem in ("last", _WITHIN)]
+    if resume and kept and record.exists():
+        last = max(kept, key=lambda path: path.stat().st_mtime_ns)
         if read_json(record, "record of the run", f"delete {folder}") == wanted:
             say(f"Carrying on from {last}.")
             _keep_log(folder / "logs" / "csv" / "metrics.csv")
@@ -221,8 +230,8 @@ def _checkpoint(resume: bool, wanted: dict[str, Any], folder: Path, say: Callabl
 
 def _keep_log(path: Path) -> None:
     """Move the log of the interrupted run aside, which the logger would delete."""
-    if path.exists():
-        numbers = (number for number in itertools.count(1) if not path.with_stem(f"metrics-{number}").exists())
+    numbers = (number for number in itertools.count(1) if not path.with_stem(f"metrics-{number}").exists())
+    with contextlib.suppress(FileNotFoundError):  # of several processes one is the first
         path.rename(path.with_stem(f"metrics-{next(numbers)}"))
 
 
@@ -233,21 +242,33 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         settings["precision"] = (
             "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
         )
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor="val/map_at_100" if validated else None,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    checkpoints = [
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename="best",
+            monitor="val/map_at_100" if validated else None,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+    ]
+    if config["checkpoint_steps"]:
+        checkpoints.append(
+            make(
+                ModelCheckpoint,
+                folder / "checkpoints",
+                filename=_WITHIN,
+                every_n_train_steps=config["checkpoint_steps"],
+                enable_version_counter=False,
+            )
+        )
     stage = config["stage"]
     return make(
         pl.Trainer,
         **settings,
         max_epochs=stage["stop"] or stage["epochs"],
         logger=[build(logger) for logger in config["logger"].values()],
-        callbacks=[checkpoints],
+        callbacks=checkpoints,
         default_root_dir=folder,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,

@@ -22,8 +22,9 @@ def sharded(shards):
 
 
 def epoch(source, workers=0, seen=0, **options):
-    batches = TrainingBatches(source, 32, **({"batch_size": 8, "start": seen} | options))
-    made = list(loader(batches, workers))
+    number = options.pop("epoch", 0)
+    batches = TrainingBatches(source, 32, **({"batch_size": 8} | options))
+    made = list(loader(batches, workers, at=lambda: (number, seen)))
     assert len(made) == len(batches) - seen
     return made
 

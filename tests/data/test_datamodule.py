@@ -86,8 +86,8 @@ def test_a_run_is_taken_up_in_the_middle_of_an_epoch(shards, tmp_path, workers):
     through = run(0)
     assert len(through) == 18
     assert len({tuple(batch) for batch in through}) == 18
-    # in an epoch, at its end, in the last epoch
-    for start in (8, 12, 17):
+    # in the first epoch, in another one, at its end, in the last epoch
+    for start in (1, 4, 8, 12, 17):
         assert run(workers, start) == through[start:]
 
 
@@ -98,6 +98,8 @@ class Seen(pl.LightningModule):
         self.batches = []
 
     def configure_optimizers(self):
+        # asks for the training loader before the trainer knows where it is
+        assert self.trainer.estimated_stepping_batches == 18
         return torch.optim.SGD(self.parameters(), 0.1)
 
     def training_step(self, batch, batch_idx):

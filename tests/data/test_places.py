@@ -2,12 +2,15 @@
 
 import functools
 import http.server
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
+from landmark_retrieval.data import remote
 from landmark_retrieval.data.datamodule import LandmarkDataModule
 from landmark_retrieval.data.dataset import open_queries_and_index, train_place
 from landmark_retrieval.data.places import place
@@ -76,12 +79,22 @@ def test_training_on_a_url(served, shards, tmp_path, workers):
     assert not [path for path in asked if path.endswith((".tar", ".npy"))]
 
 
-def test_a_cache_for_less_than_the_data(served, cache, tmp_path):
-    """The bound is kept within what is in use; every photo still comes."""
+def test_a_cache_for_less_than_the_data(served, cache, tmp_path, monkeypatch):
+    """Every photo comes, and no more is kept than the bound allows, files deleted and still open among them."""
+    monkeypatch.setattr(remote, "_IN_USE", 0)
     photos = ShardedPhotos.open(place(served[0], cache).below("train_full"))
-    small = Cache(tmp_path / "small", max(shard.bytes for shard in photos.manifest.shards) * 2)
-    again = ShardedPhotos.open(place(served[0], small).below("train_full"))
-    assert [photo.id for photo in again.photos()] == [photo.id for photo in photos.photos()]
+    limit = max(shard.bytes for shard in photos.manifest.shards) * 2 + photos.manifest.samples[0]
+    again = ShardedPhotos.open(place(served[0], Cache(tmp_path / "small", limit)).below("train_full"))
+    served[1].clear()
+    for original, photo in zip(photos.photos(), again.photos(), strict=True):
+        assert photo == original
+        held = [path for path in (tmp_path / "small").iterdir() if path.is_file()]
+        assert sum(path.stat().st_size for path in held) <= limit
+    opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    kept_open = [name for name in opened if str(tmp_path / "small") in name]
+    assert not [name for name in kept_open if photos.manifest.samples[1] not in name]
+    # each shard once for each of the two, though half of them did not fit
+    assert len([path for path in served[1] if path.endswith(".tar")]) == 10
 
 
 def test_a_cache_for_less_than_is_read_side_by_side(served, tmp_path):
@@ -99,7 +112,9 @@ def test_what_is_wrong_at_a_url_is_told(served, cache, tmp_path):
     with pytest.raises(LandmarkRetrievalError, match=r"shard-00001\.tar.*not the file that was expected"):
         list(photos.photos())
     shard.unlink()
-    with pytest.raises(LandmarkRetrievalError, match=r"shard-00001\.tar.*404"):
+    with pytest.raises(
+        LandmarkRetrievalError, match=r"^http[^ ]*shard-00001\.tar cannot be fetched .*404.*same again\.$"
+    ):
         list(photos.photos())
     (tmp_path / "served" / "dataset.json").write_text("[]")
     with pytest.raises(LandmarkRetrievalError, match=r"dataset\.json is damaged"):

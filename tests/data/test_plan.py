@@ -126,6 +126,14 @@ def test_weights_are_shares_in_every_part_of_the_epoch():
         assert abs(part.mean() - 0.25) < 0.02
 
 
+def test_a_small_weight_is_not_rounded_away():
+    """Due are 2050 / 1001 photos of the small source an epoch."""
+    drawn = sum((order([500] * 4, [50], weights=[1000, 1], epoch=epoch) >= 2000).sum() for epoch in range(10))
+    assert drawn == pytest.approx(10 * 2050 / 1001, abs=10)
+    with pytest.raises(LandmarkRetrievalError, match="too small for a single photo"):
+        order([500], [50], weights=[1000, 1])
+
+
 def test_a_source_goes_on_where_it_stopped():
     """A source that is asked for less than all of its photos gives others in the next epoch, and all in the end."""
     epochs = [order([100] * 20, [25] * 8, weights=[9, 1], epoch=epoch, lanes=8) for epoch in range(10)]
@@ -151,6 +159,7 @@ def test_a_small_source_with_a_large_share_is_repeated():
         ([[5], [5]], {"weights": [1]}, "one for each"),
         ([[5], [5]], {"weights": [1, 0]}, "above 0"),
         ([[5], [5]], {"weights": [1, float("nan")]}, "above 0"),
+        ([[5]], {"seed": -1}, "seed=-1"),
         ([[5]], {"lanes": 0}, "data.lanes=0"),
         ([[5]], {"buffer": 0}, "shuffle_buffer=0"),
     ],

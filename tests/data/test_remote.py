@@ -157,12 +157,11 @@ def test_absent(server, cache):
     with pytest.raises(AbsentError, match=r"shard-00000.tar cannot be fetched \(the server answers 404 Not Found\)"):
         cache.fetch(server.url, **known(DATA))
     assert len(server.requests) == 2  # curl, and the question for the status: no further attempt
-    assert cache.fetch_optional(server.url) is None
     with pytest.raises(AbsentError, match="404"):
         cache.fetch_small(server.url)
     server.answers = [403]
     with pytest.raises(LandmarkRetrievalError, match="403 Forbidden"):
-        cache.fetch_optional(server.url)
+        cache.fetch_small(server.url)
     assert kept(cache) == []
 
 
@@ -214,7 +213,7 @@ def test_nobody_there(server, cache):
 
 def test_small_files_are_fetched_anew(server, cache):
     assert cache.fetch_small(server.url) == DATA
-    assert cache.fetch_optional(server.url) == DATA
+    assert cache.fetch_small(server.url) == DATA
     assert len(server.requests) == 2
     with pytest.raises(LandmarkRetrievalError, match="more than 1,000 bytes"):
         cache.fetch_small(server.url, 1000)
@@ -225,11 +224,12 @@ def test_files_of_this_machine(tmp_path, cache):
     url, expected = local_file(tmp_path, 1)
     assert cache.fetch(url, **expected).read_bytes() == b"\1" * 100_000
     assert cache.fetch_small(url) == b"\1" * 100_000
-    assert cache.fetch_optional((tmp_path / "nothing").as_uri()) is None
+    with pytest.raises(AbsentError):
+        cache.fetch_small((tmp_path / "nothing").as_uri())
     os.mkfifo(tmp_path / "pipe")
     for name in (".", "pipe"):
         with pytest.raises(LandmarkRetrievalError, match="no such file"):
-            cache.fetch_optional(f"{tmp_path.as_uri()}/{name}")
+            cache.fetch_small(f"{tmp_path.as_uri()}/{name}")
     with pytest.raises(LandmarkRetrievalError, match="file:///"):
         cache.fetch_small("file://data/x")
 
@@ -275,10 +275,11 @@ def test_object_stores(tmp_path, cache, monkeypatch, scheme, command, arguments,
     url = f"{scheme}://bucket/x.tar"
     assert cache.fetch(url, **known(DATA)).read_bytes() == DATA
     assert (tmp_path / "arguments").read_text() == arguments.format(url)
-    assert cache.fetch_optional(f"{scheme}://bucket/nothing") is None
+    with pytest.raises(AbsentError):
+        cache.fetch_small(f"{scheme}://bucket/nothing")
     program.write_text(COMMAND.format(folder=tmp_path, words="Access denied"))
     with pytest.raises(LandmarkRetrievalError, match=f"{command} ended with exit code 1, Access denied, tried 3 times"):
-        cache.fetch_optional(f"{scheme}://bucket/nothing")
+        cache.fetch_small(f"{scheme}://bucket/nothing")
     # a script that waits for a child which stalls: the child ends with it
     program.write_text(f'#!/bin/sh\nsleep {LONG} & echo $! > "{tmp_path}/child"; printf x; wait\n')
     with pytest.raises(LandmarkRetrievalError, match="stalled"):

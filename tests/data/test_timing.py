@@ -3,6 +3,7 @@ import pytest
 from landmark_retrieval.data.mixture import Mixture
 from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.data.timing import measure_input
+from landmark_retrieval.errors import LandmarkRetrievalError
 
 
 @pytest.mark.parametrize(("workers", "transforms"), [(0, "fast"), (2, "albumentations")])
@@ -18,3 +19,6 @@ def test_every_step_is_measured(shards, workers, transforms):
     assert times.alone == pytest.approx(1e3 / sum(times.steps.values()))
     assert times.loaded > 0
     assert len(said) == 2
+    for batch_size, batches in ((48, 5), (8, 0)):
+        with pytest.raises(LandmarkRetrievalError, match="nothing to time"):
+            measure_input(source, 32, batch_size, batches)

@@ -102,6 +102,32 @@ def test_an_interrupted_stage_ends_with_the_same_weights(config, tmp_path, monke
     assert resumed.metrics["val/map_at_100"] == whole.metrics["val/map_at_100"]
 
 
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_stage_interrupted_within_an_epoch_goes_on_there(config, tmp_path, monkeypatch, step):
+    """In the first epoch and in the second, of five steps each; at most one step is computed twice."""
+    overrides = ("checkpoint_steps=1", "optimizer.lr=1e-3")
+    whole = run_stage(config("pretrain_small", *overrides, f"run_dir={tmp_path}/whole"))
+    cut = config("pretrain_small", *overrides, f"run_dir={tmp_path}/cut", "data.num_workers=1")
+    real = module.LandmarkModule.training_step
+    seen = []
+
+    def interrupted(self, batch, index):
+        seen.append(self.global_step)
+        if self.global_step == step:
+            raise KeyboardInterrupt
+        return real(self, batch, index)
+
+    monkeypatch.setattr(module.LandmarkModule, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(cut)
+    step = 99
+    cut["data"]["num_workers"] = 0
+    resumed = run_stage(cut)
+    assert len(seen) <= 10 + 1
+    assert same_weights(whole.folder, resumed.folder)
+    assert resumed.metrics["val/map_at_100"] == whole.metrics["val/map_at_100"]
+
+
 def test_the_learning_rate_follows_the_schedule_of_the_stage(config, tmp_path):
     handoff = run_stage(config("pretrain_small", "stage.epochs=8", "stage.stop=2", "stage.warmup_epochs=1"))
     with (handoff.folder / "logs" / "csv" / "metrics.csv").open() as file:
