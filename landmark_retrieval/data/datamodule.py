@@ -13,7 +13,7 @@ from landmark_retrieval.data.mixture import Mixture, TrainSet
 from landmark_retrieval.data.places import place
 from landmark_retrieval.data.plan import BUFFER, LANES
 from landmark_retrieval.data.reading import Selection, ShardedPhotos
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.data.solutions import Solution, read_recognition_solution
 from landmark_retrieval.errors import LandmarkRetrievalError
 

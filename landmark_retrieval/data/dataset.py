@@ -7,7 +7,7 @@ from pathlib import Path
 
 from landmark_retrieval.data.places import LocalPlace, Place, place
 from landmark_retrieval.data.reading import ShardedPhotos
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.data.solutions import Solution, read_retrieval_solution
 from landmark_retrieval.errors import LandmarkRetrievalError
 

@@ -9,7 +9,7 @@ from landmark_retrieval.data.photos import Photo
 from landmark_retrieval.data.places import Place
 from landmark_retrieval.data.plan import BUFFER, LANES, EpochPlan
 from landmark_retrieval.data.reading import ShardedPhotos
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 TrainSet = str | Sequence[str] | Mapping[str, float]

@@ -9,9 +9,9 @@ from typing import IO, Any, Protocol
 
 from landmark_retrieval.data import manifest as manifests
 from landmark_retrieval.data.manifest import Manifest, Shard
-from landmark_retrieval.data.prefetch import Prefetch
-from landmark_retrieval.data.remote import Cache
-from landmark_retrieval.data.transfer import is_url, join
+from landmark_retrieval.data.remote.cache import Cache
+from landmark_retrieval.data.remote.prefetch import Prefetch
+from landmark_retrieval.data.remote.transfer import is_url, join
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import open_replacing
 

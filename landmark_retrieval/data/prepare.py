@@ -11,17 +11,24 @@ from typing import Literal
 
 import numpy as np
 
-from landmark_retrieval.data import folder as folders
-from landmark_retrieval.data.archive_scan import archives_in, scan_archives
-from landmark_retrieval.data.archives import Archives, write_skipped
 from landmark_retrieval.data.dataset import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
-from landmark_retrieval.data.gldv2 import TrainSet, csv_file, existing_folder, read_photos, read_train, solution_files
-from landmark_retrieval.data.listed import read_listed
+from landmark_retrieval.data.importers import folder as folders
+from landmark_retrieval.data.importers.archive_scan import archives_in, scan_archives
+from landmark_retrieval.data.importers.archives import Archives, write_skipped
+from landmark_retrieval.data.importers.gldv2 import (
+    TrainSet,
+    csv_file,
+    existing_folder,
+    read_photos,
+    read_train,
+    solution_files,
+)
+from landmark_retrieval.data.importers.listed import read_listed
+from landmark_retrieval.data.importers.md5sums import verify_md5 as verify
+from landmark_retrieval.data.importers.revisited import read_ground_truth, read_revisited
 from landmark_retrieval.data.manifest import Manifest
-from landmark_retrieval.data.md5sums import verify_md5 as verify
 from landmark_retrieval.data.photos import PhotoTable
 from landmark_retrieval.data.places import LISTING
-from landmark_retrieval.data.revisited import read_ground_truth, read_revisited
 from landmark_retrieval.data.shards import write_shards
 from landmark_retrieval.data.solutions import read_retrieval_solution
 from landmark_retrieval.errors import LandmarkRetrievalError

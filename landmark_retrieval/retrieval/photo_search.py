@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from landmark_retrieval.data.decode import BrokenPhotoError, decode, resize
-from landmark_retrieval.data.folder import list_photos, read_unlabelled
+from landmark_retrieval.data.importers.folder import list_photos, read_unlabelled
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
 from landmark_retrieval.retrieval.extract import broken_photos, describe, extract

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from landmark_retrieval import heads
 from landmark_retrieval.data.dataset import train_place
-from landmark_retrieval.data.gldv2 import CLEAN
+from landmark_retrieval.data.importers.gldv2 import CLEAN
 from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import open_replacing

@@ -19,7 +19,7 @@ from timm.layers import convert_sync_batchnorm
 from landmark_retrieval.data.datamodule import LandmarkDataModule
 from landmark_retrieval.data.mixture import train_fingerprint
 from landmark_retrieval.data.places import place
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json

@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset
 
 from landmark_retrieval.data.batches import PhotoBatches, TrainingBatches, loader
 from landmark_retrieval.data.decode import decode, resize
-from landmark_retrieval.data.gldv2 import read_photos, read_train
+from landmark_retrieval.data.importers.gldv2 import read_photos, read_train
 from landmark_retrieval.data.mixture import Mixture
 from landmark_retrieval.data.photos import FilesById, Ids, PhotoTable
 from landmark_retrieval.data.reading import ShardedPhotos

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.gldv2 import read_train
+from landmark_retrieval.data.importers.gldv2 import read_train
 from landmark_retrieval.data.mixture import Mixture
 from landmark_retrieval.data.photos import PhotoTable
 from landmark_retrieval.data.reading import ShardedPhotos

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from landmark_retrieval.data import remote
 from landmark_retrieval.data.datamodule import LandmarkDataModule
 from landmark_retrieval.data.dataset import open_queries_and_index, train_place
 from landmark_retrieval.data.places import place
 from landmark_retrieval.data.reading import ShardedPhotos
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote import cache as remote
+from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 

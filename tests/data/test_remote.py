@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from filelock import FileLock
 
-from landmark_retrieval.data import remote
-from landmark_retrieval.data.prefetch import Prefetch
-from landmark_retrieval.data.remote import Cache
-from landmark_retrieval.data.transfer import AbsentError, is_url, join
+from landmark_retrieval.data.remote import cache as remote
+from landmark_retrieval.data.remote.cache import Cache
+from landmark_retrieval.data.remote.prefetch import Prefetch
+from landmark_retrieval.data.remote.transfer import AbsentError, is_url, join
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 DATA = bytes(range(256)) * 2000
@@ -354,8 +354,8 @@ def test_a_folder_that_cannot_be_one(tmp_path, server):
 CHILD = """
 import sys
 from pathlib import Path
-from landmark_retrieval.data.prefetch import Prefetch
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote.prefetch import Prefetch
+from landmark_retrieval.data.remote.cache import Cache
 url, sha256, size, folder, how = sys.argv[1:]
 cache = Cache(Path(folder), 10**7)
 print("started", flush=True)

@@ -16,7 +16,7 @@ import pytest
 
 from landmark_retrieval.data import shards as module
 from landmark_retrieval.data.decode import decode, resize
-from landmark_retrieval.data.gldv2 import read_photos, read_train
+from landmark_retrieval.data.importers.gldv2 import read_photos, read_train
 from landmark_retrieval.data.manifest import Manifest
 from landmark_retrieval.data.photos import FilesById, Ids, PhotoTable
 from landmark_retrieval.data.reading import ShardedPhotos

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from landmark_retrieval import GeMNet
-from landmark_retrieval.data.folder import read_unlabelled
-from landmark_retrieval.data.gldv2 import read_photos
+from landmark_retrieval.data.importers.folder import read_unlabelled
+from landmark_retrieval.data.importers.gldv2 import read_photos
 from landmark_retrieval.data.transforms import normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval import extract as module

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from landmark_retrieval.data.gldv2 import read_clean
+from landmark_retrieval.data.importers.gldv2 import read_clean
 from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval import extract as extraction

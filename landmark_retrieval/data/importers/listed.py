@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from landmark_retrieval.data.gldv2 import PhotoPath, checked_id, existing_folder, refuse_duplicates
+from landmark_retrieval.data.importers.gldv2 import PhotoPath, checked_id, existing_folder, refuse_duplicates
 from landmark_retrieval.data.photos import FilesById, Ids, PhotoFiles, PhotoTable
 from landmark_retrieval.data.tables import read_rows
 from landmark_retrieval.errors import LandmarkRetrievalError

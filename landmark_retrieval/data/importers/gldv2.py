@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from landmark_retrieval.data.archive_scan import archives_in
-from landmark_retrieval.data.archives import Archives
 from landmark_retrieval.data.dataset import RECOGNITION_SOLUTION, RETRIEVAL_SOLUTION
+from landmark_retrieval.data.importers.archive_scan import archives_in
+from landmark_retrieval.data.importers.archives import Archives
 from landmark_retrieval.data.photos import FilesById, Ids, PhotoFiles, PhotoTable
 from landmark_retrieval.data.solutions import read_recognition_solution, read_retrieval_solution
 from landmark_retrieval.data.tables import read_rows

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from landmark_retrieval.data.remote import Cache
+from landmark_retrieval.data.remote.cache import Cache
 
 
 class Prefetch:

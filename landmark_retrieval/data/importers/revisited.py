@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from landmark_retrieval.data.gldv2 import existing_folder
 from landmark_retrieval.data.headers import BrokenPhotoError, read_header
-from landmark_retrieval.data.listed import FlatPath
+from landmark_retrieval.data.importers.gldv2 import existing_folder
+from landmark_retrieval.data.importers.listed import FlatPath
+from landmark_retrieval.data.importers.safe_pickle import read_plain_pickle
 from landmark_retrieval.data.photos import FilesById, Ids, PhotoTable
-from landmark_retrieval.data.safe_pickle import read_plain_pickle
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
 

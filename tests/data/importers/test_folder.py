@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.folder import hold_out, only_listed, read_folder, read_unlabelled
+from landmark_retrieval.data.importers.folder import hold_out, only_listed, read_folder, read_unlabelled
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.revisited import read_ground_truth, read_revisited
+from landmark_retrieval.data.importers.revisited import read_ground_truth, read_revisited
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.metrics.functional import revisited_average_precision
 
-REAL = Path(os.environ.get("REVISITED_GROUND_TRUTH", Path(__file__).parents[3] / "shared" / "data" / "revisited"))
+REAL = Path(os.environ.get("REVISITED_GROUND_TRUTH", Path(__file__).parents[4] / "shared" / "data" / "revisited"))
 
 SMALL = {
     "imlist": ["i_0", "i_1", "i_2", "i_3"],

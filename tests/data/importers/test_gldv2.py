@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.archive_scan import scan_archives
-from landmark_retrieval.data.gldv2 import csv_file, read_photos, read_train
+from landmark_retrieval.data.importers.archive_scan import scan_archives
+from landmark_retrieval.data.importers.gldv2 import csv_file, read_photos, read_train
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.listed import read_listed
+from landmark_retrieval.data.importers.listed import read_listed
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 

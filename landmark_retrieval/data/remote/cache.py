@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from landmark_retrieval.data.transfer import Failure, insist, shown
+from landmark_retrieval.data.remote.transfer import Failure, insist, shown
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 SMALL = 512 * 10**6  # bytes that fetch_small takes into memory at most

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from landmark_retrieval.data.archives import MAX_ARCHIVES, MAX_BYTES, ArchivedFiles, Archives, Skipped
+from landmark_retrieval.data.importers.archives import MAX_ARCHIVES, MAX_BYTES, ArchivedFiles, Archives, Skipped
+from landmark_retrieval.data.importers.tar_headers import DamagedTarError, walk
 from landmark_retrieval.data.photos import Ids
-from landmark_retrieval.data.tar_headers import DamagedTarError, walk
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import replacing
 from landmark_retrieval.processes import in_processes

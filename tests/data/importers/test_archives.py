@@ -10,9 +10,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.archive_scan import archives_in, scan_archives
-from landmark_retrieval.data.archives import Skipped, write_skipped
-from landmark_retrieval.data.md5sums import verify_md5
+from landmark_retrieval.data.importers.archive_scan import archives_in, scan_archives
+from landmark_retrieval.data.importers.archives import Skipped, write_skipped
+from landmark_retrieval.data.importers.md5sums import verify_md5
 from landmark_retrieval.data.photos import Ids, PhotoTable
 from landmark_retrieval.errors import LandmarkRetrievalError
 

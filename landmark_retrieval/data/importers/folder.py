@@ -6,7 +6,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from landmark_retrieval.data.gldv2 import existing_folder, read_clean
+from landmark_retrieval.data.importers.gldv2 import existing_folder, read_clean
 from landmark_retrieval.data.photos import SUFFIXES, FilesById, Ids, PhotoTable
 from landmark_retrieval.errors import LandmarkRetrievalError
 
