@@ -124,7 +124,7 @@ def shards(folder: Path, photos: list[bytes], runs: int) -> None:
     """Sharding beside what it cannot do without, and reading through the plan beside decoding."""
     many = folder / "many"
     many.mkdir()
-    for number in range(max(1, 8000 // len(photos)) * len(photos)):
+    for number in range(max(1, 16_000 // len(photos)) * len(photos)):
         (many / f"{number:05d}.jpg").write_bytes(photos[number % len(photos)])
     table = read_unlabelled(many)
     size = sum(path.stat().st_size for path in many.iterdir())
@@ -250,7 +250,7 @@ def main() -> None:
         photos = [path.read_bytes() for path in list_photos(source)]
         photos = list(itertools.islice(itertools.cycle(photos), -(-len(photos) // BATCH) * BATCH))
         batches(photos, arguments.runs)
-        shards(Path(folder), photos, max(3, arguments.runs // 3))
+        shards(Path(folder), photos, max(2, arguments.runs // 4))
 
 
 if __name__ == "__main__":

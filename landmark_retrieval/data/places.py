@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from landmark_retrieval.data import manifest as manifests
 from landmark_retrieval.data.manifest import Manifest, Shard
@@ -47,9 +48,13 @@ class Place(Protocol):
         """A file in it as one that can be opened here; fetched and verified where it lies elsewhere."""
         ...
 
-    def open(self, shard: Shard) -> IO[bytes]:
-        """A shard, to be read from any place in it. OSError if it cannot be opened here, LandmarkRetrievalError if it
-        cannot be fetched."""
+    def open(self, shard: Shard) -> int:
+        """A shard, to be read from any place in it, as a file descriptor that the caller closes.
+
+        Raises:
+            OSError: it cannot be opened here.
+            LandmarkRetrievalError: it cannot be fetched.
+        """
         ...
 
     def where(self, name: str) -> str:
@@ -92,8 +97,8 @@ class LocalPlace:
     def file(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:  # noqa: D102
         return self.path / name
 
-    def open(self, shard: Shard) -> IO[bytes]:  # noqa: D102
-        return (self.path / shard.file).open("rb", buffering=0)
+    def open(self, shard: Shard) -> int:  # noqa: D102
+        return os.open(f"{self.path}/{shard.file}", os.O_RDONLY | os.O_CLOEXEC)
 
     def where(self, name: str) -> str:  # noqa: D102
         return str(self.path / name)
@@ -143,10 +148,11 @@ class RemotePlace:
             file.write(self.cache.fetch_small(url))
         return path
 
-    def open(self, shard: Shard) -> IO[bytes]:  # noqa: D102
+    def open(self, shard: Shard) -> int:  # noqa: D102
         url = join(self.url, shard.file)
         self.background.fetch(url, sha256=shard.sha256, size=shard.bytes)
-        return self.cache.open(url, sha256=shard.sha256, size=shard.bytes)
+        with self.cache.open(url, sha256=shard.sha256, size=shard.bytes) as file:
+            return os.dup(file.fileno())
 
     def where(self, name: str) -> str:  # noqa: D102
         return join(self.url, name)

@@ -17,7 +17,7 @@ from landmark_retrieval.data.photos import Ids, Photo
 from landmark_retrieval.data.places import LocalPlace, Place
 from landmark_retrieval.errors import LandmarkRetrievalError
 
-_OPEN_SHARDS = 200  # per process: as many as are in use at a time
+_OPEN_SHARDS = 256  # per process: about as many as are in use at a time
 
 
 class ShardedPhotos:
@@ -80,14 +80,12 @@ class ShardedPhotos:
     def photo(self, number: int) -> Photo:
         """One photo. LandmarkRetrievalError where its shard is not what the manifest says, or cannot be read."""
         shard = self._shard_of(number)
-        row = self._samples[number]
-        label = int(row["label"])
-        size, about = int(row["photo"]), int(row["about"])
+        identity, start, size, about, label = self._samples[number].item()
         # header, photo, padding, header, JSON
         second = BLOCKSIZE + -(-size // BLOCKSIZE) * BLOCKSIZE
         length = second + BLOCKSIZE + about
         try:
-            data = self._files.read(shard, int(row["start"]) * BLOCKSIZE, length)
+            data = self._files.read(shard, start * BLOCKSIZE, length)
         except OSError as error:
             raise LandmarkRetrievalError(
                 f"Shard {self.place.where(shard.file)} cannot be read ({error.strerror or error}): mend that and run "
@@ -99,7 +97,7 @@ class ShardedPhotos:
             said = json.loads(data[second + BLOCKSIZE :])
         except ValueError as error:
             raise self._damaged(shard, f"{type(error).__name__}: {error}") from error
-        identity = row["id"].decode()
+        identity = identity.decode()
         if not isinstance(said, dict) or (said.get("id"), said.get("label", -1)) != (identity, label):
             raise self._damaged(shard, f"it holds something else where photo {identity} should be")
         box = tuple(said["box"]) if "box" in said else None
@@ -185,17 +183,18 @@ class _OpenFiles:
     def read(self, shard: Shard, offset: int, length: int) -> bytes:
         if self._place.remote:
             # not kept open: the cache could not make room by deleting it
-            with self._place.open(shard) as file:
-                return os.pread(file.fileno(), length, offset)
-        number = self._open.get(shard.file)
-        if number is None:
-            with self._place.open(shard) as file:
-                number = os.dup(file.fileno())
+            number = self._place.open(shard)
+            try:
+                return os.pread(number, length, offset)
+            finally:
+                os.close(number)
+        held = self._open.get(shard.file)
+        if held is None:
             if len(self._open) >= _OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-        self._open[shard.file] = number
+            held = self._open[shard.file] = self._place.open(shard)
         self._open.move_to_end(shard.file)
-        return os.pread(number, length, offset)
+        return os.pread(held, length, offset)
 
     def __del__(self) -> None:
         for number in self._open.values():

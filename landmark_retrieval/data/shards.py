@@ -1,7 +1,6 @@
 """Photos -> tar shards with a manifest: in parallel, verified, resumable shard by shard."""
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -170,17 +169,19 @@ def _write_shard(out: Path, plan: str, longest_side: int | None, job: tuple[int,
     refused: list[tuple[str, str]] = []
     with open_replacing(out / name, "wb") as file:
         hashing = _Hashing(file)
-        with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-            for row in range(len(table)):
-                try:
-                    photo = _verified(table.photo(row), longest_side)
-                except (OSError, BrokenPhotoError) as error:
-                    refused.append((table.ids[row], _reason(error, table, row)))
-                    continue
-                start = tar.offset // tarfile.BLOCKSIZE
-                about = _add(tar, f"{row:07d}", photo)
-                label = -1 if photo.label is None else photo.label
-                samples.append((photo.id.encode(), start, len(photo.data), about, label))
+        for row in range(len(table)):
+            try:
+                photo = _verified(table.photo(row), longest_side)
+            except (OSError, BrokenPhotoError) as error:
+                refused.append((table.ids[row], _reason(error, table, row)))
+                continue
+            start, about = hashing.size // tarfile.BLOCKSIZE, _about(photo)
+            hashing.write(_member(f"{row:07d}{kind_of(photo.data)}", photo.data) + _member(f"{row:07d}.json", about))
+            samples.append(
+                (photo.id.encode(), start, len(photo.data), len(about), -1 if photo.label is None else photo.label)
+            )
+        hashing.write(bytes(2 * tarfile.BLOCKSIZE))
+        hashing.write(bytes(-hashing.size % tarfile.RECORDSIZE))
     written = np.array(samples, samples_type(max(1, table.ids.column.itemsize)))
     classes = len(np.unique(written["label"])) if table.labels is not None else 0
     shard = Shard(name, len(samples), hashing.size, hashing.digest.hexdigest(), classes)
@@ -192,7 +193,7 @@ def _write_shard(out: Path, plan: str, longest_side: int | None, job: tuple[int,
 
 
 class _Hashing:
-    """A file that tarfile writes to, with the sha256 and the number of the bytes written."""
+    """A file with the sha256 and the number of the bytes written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -201,9 +202,6 @@ class _Hashing:
         self.digest.update(data)
         self.size += len(data)
         return self._file.write(data)
-
-    def tell(self) -> int:
-        return self.size
 
 
 def _verified(photo: Photo, longest_side: int | None) -> Photo:
@@ -227,16 +225,17 @@ def _reason(error: Exception, table: PhotoTable, row: int) -> str:
     return f"{table.where(row)}: {'there is no such file' if isinstance(error, FileNotFoundError) else error}"
 
 
-def _add(tar: tarfile.TarFile, key: str, photo: Photo) -> int:
-    """Add the two members of a photo; the bytes of the second."""
+def _about(photo: Photo) -> bytes:
     parts = {"id": photo.id, "label": photo.label, "box": photo.box}
-    about = json.dumps({name: value for name, value in parts.items() if value is not None}).encode()
-    for name, data in ((key + kind_of(photo.data), photo.data), (key + ".json", about)):
-        member = tarfile.TarInfo(name)  # time 0, no owner: the same photos give the same bytes
-        member.size = len(data)
-        member.mode = 0o644
-        tar.addfile(member, io.BytesIO(data))
-    return len(about)
+    return json.dumps({name: value for name, value in parts.items() if value is not None}).encode()
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """A file as it stands in a tar."""
+    member = tarfile.TarInfo(name)  # time 0, no owner: the same photos give the same bytes
+    member.size = len(data)
+    member.mode = 0o644
+    return member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _finish(
