@@ -19,9 +19,10 @@ def normalize(
 ) -> Tensor:
     """uint8 (B, H, W, 3) -> `(images / 255 - mean) / std` as float (B, 3, H, W), channels_last in memory, on the same
     device."""  # NHWC seen as NCHW is channels_last: no copy
-    pixels = images.permute(0, 3, 1, 2).to(dtype)
+    pixels = images.permute(0, 3, 1, 2).to(dtype, copy=True)
     shift, scale = _constants(tuple(mean), tuple(std), dtype, images.device)
-    return (pixels - shift) * scale
+    # in place, in what `to` has made: two more copies of a batch would cost more than the arithmetic
+    return pixels.sub_(shift).mul_(scale)
 
 
 @lru_cache
