@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 
 import numpy as np
@@ -224,3 +225,12 @@ def test_only_the_box_of_a_photo_is_described(photos):
     assert "lies outside" in batch["broken"][0][1]
     cut = decode(table.photo(0).data)[5:45, 10:60]
     np.testing.assert_array_equal(batch["images"][0].numpy(), resize(cut, 40))
+
+
+def test_batches_travel_to_a_process_that_knows_nothing(sharded):
+    """As where workers are spawned: without open files, and small."""
+    batches = TrainingBatches(sharded, 32, 8)
+    made = list(batches)
+    packed = pickle.dumps(batches)
+    assert len(packed) < 20_000
+    assert same(made, list(pickle.loads(packed)))
