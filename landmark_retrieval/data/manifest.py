@@ -72,11 +72,11 @@ class Manifest:
     @classmethod
     def from_json(cls, content: Any, path: str) -> "Manifest":
         """The manifest that the JSON at `path` describes. LandmarkRetrievalError if it does not."""
+        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+            raise LandmarkRetrievalError(
+                f"{path} has format {content['format']}, this version reads {FORMAT}: write the shards again."
+            )
         try:
-            if content["format"] != FORMAT:
-                raise LandmarkRetrievalError(
-                    f"{path} has format {content['format']}, this version reads {FORMAT}: write the shards again."
-                )
             size, sha256 = content["samples"]
             manifest = cls(
                 tuple(Shard(**shard) for shard in content["shards"]),
@@ -89,7 +89,8 @@ class Manifest:
             manifest._check()
             return manifest
         except (KeyError, TypeError, ValueError) as error:
-            raise LandmarkRetrievalError(f"The shard manifest {path} is damaged ({error!r}): {_ADVICE}.") from None
+            what = f"{type(error).__name__}: {error}"
+            raise LandmarkRetrievalError(f"The shard manifest {path} is damaged ({what}): {_ADVICE}.") from None
 
     def _check(self) -> None:
         """Refuse what cannot be: TypeError or ValueError."""
@@ -98,7 +99,7 @@ class Manifest:
         for shard in self.shards:
             numbers += [shard.photos, shard.bytes, shard.classes]
             texts += [shard.file, shard.sha256]
-            if Path(str(shard.file)).name != shard.file:
+            if Path(str(shard.file)).name != shard.file or shard.file in ("", ".."):
                 raise ValueError(f"{shard.file!r} is no name of a file")
         wrong: list[Any] = [value for value in numbers if type(value) is not int or value < 0]
         wrong += [value for value in texts if not isinstance(value, str)]

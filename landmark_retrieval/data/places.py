@@ -177,8 +177,9 @@ class RemotePlace:
 
     def _json(self, name: str) -> Any:
         url = join(self.url, name)
+        content = self.cache.fetch_small(url)
         try:
-            return json.loads(self.cache.fetch_small(url))
+            return json.loads(content)
         except ValueError as error:
             raise LandmarkRetrievalError(f"{url} is damaged ({error}): copy it once more.") from None
 
