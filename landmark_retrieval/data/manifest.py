@@ -77,6 +77,9 @@ class Manifest:
                 f"{path} has format {content['format']}, this version reads {FORMAT}: write the shards again."
             )
         try:
+            for key in ("shards", "classes", "class_counts", "samples"):
+                if not isinstance(content[key], list):
+                    raise TypeError(f"{key} is no list")
             size, sha256 = content["samples"]
             manifest = cls(
                 tuple(Shard(**shard) for shard in content["shards"]),

@@ -102,13 +102,17 @@ class EpochPlan:
         return np.concatenate(parts)[np.argsort(at, kind="stable")]
 
     def _counts(self, lane: int, length: int) -> list[int]:
-        """Places of each source in a lane: what is due to all but the largest so far, rounded, and the rest for it."""
-        due = self._shares / self._shares.sum() * (self.photos / self.lanes)
-        counts = (np.floor(due * (lane + 1) + 0.5) - np.floor(due * lane + 0.5)).astype(np.int64).tolist()
-        largest = int(self._shares.argmax())
-        counts[largest] = 0
-        counts[largest] = length - sum(counts)
-        return counts
+        """Places of each source in a lane: what is due to it up to the end of the lane, less what was before."""
+        start = _lane_start(self.photos, self.lanes, lane)
+        # of sums over the sources, rounded, so that they make the lane whole
+        borders = np.cumsum([0.0, *self._shares]) / self._shares.sum()
+        borders[-1] = 1.0
+        due = np.floor(borders * (start + length) + 0.5) - np.floor(borders * start + 0.5)
+        counts = np.diff(due).astype(np.int64)
+        while counts.min() < 0:  # two borders rounded apart, of sources with next to nothing in a lane
+            counts[counts.argmax()] -= 1
+            counts[counts.argmin()] += 1
+        return counts.tolist()
 
     def _stretch(self, source: int, lane: int, count: int) -> np.ndarray:
         """The next `count` photos of a source in a lane, after those of the epochs before; through several passes where
@@ -145,7 +149,7 @@ class _Pass:
     def lane(self, lane: int) -> np.ndarray:
         total = len(self._keys)
         length = _lane_length(total, self._lanes, lane)
-        start = lane * (total // self._lanes) + min(lane, total % self._lanes)
+        start = _lane_start(total, self._lanes, lane)
         if not length:
             return np.empty(0, np.int32)
         first, last = np.searchsorted(self._ends, (start, start + length - 1), side="right")
@@ -189,3 +193,7 @@ def steps(photos: int, batch_size: int, world: int) -> int:
 
 def _lane_length(total: int, lanes: int, lane: int) -> int:
     return total // lanes + (lane < total % lanes)
+
+
+def _lane_start(total: int, lanes: int, lane: int) -> int:
+    return lane * (total // lanes) + min(lane, total % lanes)

@@ -17,7 +17,7 @@ from landmark_retrieval.data.photos import Ids, Photo
 from landmark_retrieval.data.places import LocalPlace, Place
 from landmark_retrieval.errors import LandmarkRetrievalError
 
-_OPEN_SHARDS = 256  # per process: about as many as are in use at a time
+_OPEN_SHARDS = 192  # per process and source: about as many as are in use at a time
 
 
 class ShardedPhotos:

@@ -40,7 +40,8 @@ class LandmarkModule(pl.LightningModule):
         sharded: split the classes of the head over the processes, see `ShardedSubCenterArcFace`.
         sample_rate: of its classes, if they are split.
 
-    Logged: `train/loss`, `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`,
+    Logged: `train/loss` (of several processes the mean, in the steps that are logged; between them the progress bar
+    shows that of the first), `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`,
     `val/precision_at_1`, and `val/gap` where the data has a recognition solution; all in [0, 1].
     """
 
@@ -126,6 +127,10 @@ class LandmarkModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:  # noqa: D102
+        # a run that is taken up within an epoch does not start one
+        freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
+
     def on_train_epoch_start(self) -> None:  # noqa: D102
         # the trainer has put all modules into training mode
         freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
@@ -183,6 +188,7 @@ class LandmarkModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self._refuse_bad_steps()
+        checkpoint["broken"] = dict(self._gather(list(self._broken.items())))
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if "optimizer_states" not in checkpoint:  # of weights alone
             return
@@ -196,6 +202,7 @@ class LandmarkModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self.metrics_so_far = checkpoint["metrics"]
+        self._broken = checkpoint["broken"]
         place = checkpoint.get("head_place")
         if isinstance(self.head, ShardedSubCenterArcFace) and place is not None:
             states = checkpoint["optimizer_states"][0]["state"]

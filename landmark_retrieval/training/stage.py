@@ -221,7 +221,12 @@ def _checkpoint(resume: bool, wanted: dict[str, Any], folder: Path, say: Callabl
             say(f"Carrying on from {last}.")
             _keep_log(folder / "logs" / "csv" / "metrics.csv")
             return str(last)
-        say("The config has changed since the last run in this folder: starting again.")
+        before = read_json(record, "record of the run", f"delete {folder}")
+        if before | {"processes": wanted["processes"]} == wanted:
+            had = before.get("processes")
+            say(f"The run in this folder had {had} processes, not {wanted['processes']}: starting again.")
+        else:
+            say("The config has changed since the last run in this folder: starting again.")
     for old in (folder / "checkpoints").glob("*.ckpt"):
         old.unlink(missing_ok=True)  # several processes may be at it
     write_json(record, wanted)
@@ -233,6 +238,17 @@ def _keep_log(path: Path) -> None:
     numbers = (number for number in itertools.count(1) if not path.with_stem(f"metrics-{number}").exists())
     with contextlib.suppress(FileNotFoundError):  # of several processes one is the first
         path.rename(path.with_stem(f"metrics-{next(numbers)}"))
+
+
+class _WithinEpochs(ModelCheckpoint):
+    """Not after the last step of an epoch, whose validation a run taken up there would skip, and not between the
+    batches of a step."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Trainer:
@@ -255,7 +271,7 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
     if config["checkpoint_steps"]:
         checkpoints.append(
             make(
-                ModelCheckpoint,
+                _WithinEpochs,
                 folder / "checkpoints",
                 filename=_WITHIN,
                 every_n_train_steps=config["checkpoint_steps"],

@@ -30,6 +30,7 @@ def test_another_format(content):
         {"samples": ["a", "b"]},
         {"samples": [-1, "b"]},
         {"classes": ["a"]},
+        {"classes": "abcde"},
         {"classes": [1, 2, 3, 4, 5]},
         {"class_counts": [1]},
         {"class_counts": ["8"] * 5},

@@ -134,6 +134,16 @@ def test_a_small_weight_is_not_rounded_away():
         order([500], [50], weights=[1000, 1])
 
 
+@pytest.mark.parametrize("sources", [2, 3, 12, 40, 100])
+def test_any_number_of_sources(sources):
+    seen = order(*[[20, 13]] * sources, weights=[1 + number % 3 for number in range(sources)])
+    shares = np.bincount(seen // 33, minlength=sources) / len(seen)
+    due = np.array([1 + number % 3 for number in range(sources)])
+    # a place too many or too few in some lanes
+    np.testing.assert_allclose(shares, due / due.sum(), atol=0.6 / sources)
+    assert len(seen) == 33 * sources
+
+
 def test_a_source_goes_on_where_it_stopped():
     """A source that is asked for less than all of its photos gives others in the next epoch, and all in the end."""
     epochs = [order([100] * 20, [25] * 8, weights=[9, 1], epoch=epoch, lanes=8) for epoch in range(10)]

@@ -105,7 +105,7 @@ def test_an_interrupted_stage_ends_with_the_same_weights(config, tmp_path, monke
 @pytest.mark.parametrize("step", [3, 8])
 def test_a_stage_interrupted_within_an_epoch_goes_on_there(config, tmp_path, monkeypatch, step):
     """In the first epoch and in the second, of five steps each; at most one step is computed twice."""
-    overrides = ("checkpoint_steps=1", "optimizer.lr=1e-3")
+    overrides = ("checkpoint_steps=1", "optimizer.lr=1e-3", "stage.freeze_batchnorm=[backbone]")
     whole = run_stage(config("pretrain_small", *overrides, f"run_dir={tmp_path}/whole"))
     cut = config("pretrain_small", *overrides, f"run_dir={tmp_path}/cut", "data.num_workers=1")
     real = module.LandmarkModule.training_step
@@ -126,6 +126,39 @@ def test_a_stage_interrupted_within_an_epoch_goes_on_there(config, tmp_path, mon
     assert len(seen) <= 10 + 1
     assert same_weights(whole.folder, resumed.folder)
     assert resumed.metrics["val/map_at_100"] == whole.metrics["val/map_at_100"]
+
+
+def test_a_stage_interrupted_in_its_validation_is_validated(config, tmp_path, monkeypatch):
+    """At the end of an epoch of five steps there is no checkpoint within it, from which its validation would be left
+    out."""
+    overrides = ("checkpoint_steps=5", "optimizer.lr=1e-3")
+    whole = run_stage(config("pretrain_small", *overrides, f"run_dir={tmp_path}/whole"))
+    cut = config("pretrain_small", *overrides, f"run_dir={tmp_path}/cut")
+    real = module.LandmarkModule.on_validation_epoch_start
+
+    def interrupted(self):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(module.LandmarkModule, "on_validation_epoch_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(cut)
+    monkeypatch.setattr(module.LandmarkModule, "on_validation_epoch_start", real)
+    resumed = run_stage(cut)
+    assert same_weights(whole.folder, resumed.folder)
+    assert resumed.metrics["val/map_at_100"] == whole.metrics["val/map_at_100"]
+
+
+def test_another_number_of_processes_starts_again_and_says_so(config, tmp_path):
+    run_stage(config("pretrain_small", "stage.epochs=1", "stage.warmup_epochs=0"))
+    folder = tmp_path / "pretrain_small"
+    (folder / "handoff.json").unlink()
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"processes": 4}))
+    said = []
+    run_stage(config("pretrain_small", "stage.epochs=1", "stage.warmup_epochs=0"), said.append)
+    assert "The run in this folder had 4 processes, not 1: starting again." in said
 
 
 def test_the_learning_rate_follows_the_schedule_of_the_stage(config, tmp_path):
