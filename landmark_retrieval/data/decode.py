@@ -27,14 +27,13 @@ _HARMLESS = ("before marker 0xd9", "Invalid SOS parameters", "Adobe color transf
 SCALES = (1, 2, 3, 4, 8)
 
 
-def decode(data: bytes, reduced: bool = False) -> np.ndarray:
+def decode(data: bytes) -> np.ndarray:
     """Decode a JPEG, PNG or WebP, turned upright by its EXIF orientation; of an animation the first picture.
 
     Grey, CMYK, palettes and 16 bits become 8 bits of RGB; transparency is dropped.
 
     Args:
         data: the file's bytes.
-        reduced: decode at an eighth of the size.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -43,8 +42,7 @@ def decode(data: bytes, reduced: bool = False) -> np.ndarray:
         BrokenPhotoError: empty, cut short, damaged, too large (`headers.MAX_MEGAPIXELS`), or of another kind.
     """
     header = read_header(data)
-    image, scale = decode_stored(data, header, 1 if reduced else 8)
-    return upright(image[::8, ::8] if reduced and scale == 8 else image, header.orientation)
+    return upright(decode_stored(data, header)[0], header.orientation)
 
 
 def check(data: bytes) -> None:
