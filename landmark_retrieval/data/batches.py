@@ -92,10 +92,7 @@ class TrainingBatches(IterableDataset[Batch]):
         world: int = 1,
         transforms: str = "fast",
     ) -> None:
-        if batch_size < 1 or side < 1:
-            raise LandmarkRetrievalError(
-                f"A batch of {batch_size} photos of {side} pixels is not possible: set at least 1."
-            )
+        _refuse_nothing(batch_size, side)
         self.batches = steps(len(source), batch_size, world)
         if not self.batches:
             raise LandmarkRetrievalError(
@@ -118,7 +115,8 @@ class TrainingBatches(IterableDataset[Batch]):
         own = range(self.start + first, self.batches, stride)
         for turn, step in enumerate(own):
             # the first time all of the next batches are new, afterwards only the last of them
-            for later in own[turn + _AHEAD :][:1] if turn else own[:_AHEAD]:
+            ahead = own[turn + _AHEAD :][:1] if turn else own[:_AHEAD]
+            for later in ahead if self.source.remote else ():
                 self.source.prefetch(plan.at(own_places(later, self.batch_size, self.rank, self.world)))
             places = own_places(step, self.batch_size, self.rank, self.world)
             yield self._batch(places, plan.at(places))
@@ -168,10 +166,7 @@ class PhotoBatches(IterableDataset[Batch]):
     def __init__(
         self, source: PhotoSource, side: int, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        if batch_size < 1 or side < 1:
-            raise LandmarkRetrievalError(
-                f"A batch of {batch_size} photos of {side} pixels is not possible: set at least 1."
-            )
+        _refuse_nothing(batch_size, side)
         left = len(source) - start
         if left < world:
             raise LandmarkRetrievalError(
@@ -286,6 +281,13 @@ def _counted_part(photo: Photo) -> np.ndarray:
     if not part.size:
         raise BrokenPhotoError(f"its box {photo.box} lies outside of {image.shape[1]} x {image.shape[0]} pixels")
     return part
+
+
+def _refuse_nothing(batch_size: int, side: int) -> None:
+    if batch_size < 1 or side < 1:
+        raise LandmarkRetrievalError(
+            f"A batch of {batch_size} photos of {side} pixels is not possible: set at least 1."
+        )
 
 
 def _share() -> tuple[int, int]:

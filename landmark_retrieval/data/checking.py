@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from landmark_retrieval.data.manifest import SAMPLES, Manifest, damaged_files, wrong_file
+from landmark_retrieval.data.manifest import NAME, Manifest, damaged_files, wrong_file
 from landmark_retrieval.data.places import LocalPlace, place
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.processes import in_processes
@@ -28,7 +28,7 @@ def check_data(root: str | Path, workers: int | None = None) -> dict[str, Manife
     data = place(root)
     if not isinstance(data, LocalPlace):
         raise LandmarkRetrievalError(f"{root} is a URL: what comes from there is checked when it is fetched.")
-    folders = [data] if (data.path / "manifest.json").is_file() else [data.below(name) for name in data.folders()]
+    folders = [data] if data.has(NAME) else [data.below(name) for name in data.folders()]
     if not folders:
         raise LandmarkRetrievalError(
             f"{root} holds no shards: name a folder that `landmark-retrieval shard` has written."
@@ -36,11 +36,12 @@ def check_data(root: str | Path, workers: int | None = None) -> dict[str, Manife
     manifests: dict[str, Manifest] = {}
     for folder in folders:
         manifest = manifests[folder.name] = folder.manifest()
-        rows = [(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards] + [(SAMPLES, *manifest.samples)]
         wrong = []
-        total = sum(size for _, size, _ in rows)
+        total = sum(size for _, size, _ in manifest.files)
         with tqdm(total=total, desc=folder.name, unit="B", unit_scale=True) as bar:
-            for size, found in in_processes(partial(_check, folder.path), rows, workers or os.cpu_count() or 1):
+            for size, found in in_processes(
+                partial(_check, folder.path), manifest.files, workers or os.cpu_count() or 1
+            ):
                 wrong += [found] if found else []
                 bar.update(size)
         if wrong:

@@ -55,6 +55,11 @@ class Manifest:
         return sum(shard.photos for shard in self.shards)
 
     @property
+    def files(self) -> list[tuple[str, int, str]]:
+        """Name, bytes and sha256 of each file beside the manifest."""
+        return [*((shard.file, shard.bytes, shard.sha256) for shard in self.shards), (SAMPLES, *self.samples)]
+
+    @property
     def fingerprint(self) -> str:
         """Says which photos the shards hold, to the byte: a sha256 over those of the shards."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
@@ -118,10 +123,9 @@ class Manifest:
             LandmarkRetrievalError: naming the first such shard and how many there are.
         """
         folder = Path(folder)
-        rows = [(shard.file, shard.bytes, shard.sha256) for shard in self.shards]
-        wrong = list(filter(None, (wrong_file(folder, row, checksums) for row in [*rows, (SAMPLES, *self.samples)])))
+        wrong = list(filter(None, (wrong_file(folder, row, checksums) for row in self.files)))
         if wrong:
-            raise damaged_files(folder, wrong, len(rows))
+            raise damaged_files(folder, wrong, len(self.shards))
 
 
 def wrong_file(folder: Path, row: tuple[str, int, str], checksum: bool) -> str | None:

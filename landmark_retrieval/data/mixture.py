@@ -65,6 +65,11 @@ class Mixture:
     def __str__(self) -> str:
         return " and ".join(str(source.place) for source in self.sources)
 
+    @property
+    def remote(self) -> bool:
+        """Whether any of the shards have to be fetched."""
+        return any(source.place.remote for source in self.sources)
+
     def plan(self, seed: int, epoch: int, lanes: int = LANES, buffer: int = BUFFER) -> EpochPlan:
         """The order in which an epoch takes the photos."""
         sizes = [[shard.photos for shard in source.manifest.shards] for source in self.sources]

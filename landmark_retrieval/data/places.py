@@ -150,8 +150,7 @@ class RemotePlace:
 
     def open(self, shard: Shard) -> int:  # noqa: D102
         url = join(self.url, shard.file)
-        self.background.fetch(url, sha256=shard.sha256, size=shard.bytes)
-        with self.cache.open(url, sha256=shard.sha256, size=shard.bytes) as file:
+        with self.background.open(url, sha256=shard.sha256, size=shard.bytes) as file:
             return os.dup(file.fileno())
 
     def where(self, name: str) -> str:  # noqa: D102

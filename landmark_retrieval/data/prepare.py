@@ -28,7 +28,7 @@ from landmark_retrieval.data.importers.md5sums import verify_md5 as verify
 from landmark_retrieval.data.importers.revisited import read_ground_truth, read_revisited
 from landmark_retrieval.data.manifest import Manifest
 from landmark_retrieval.data.photos import PhotoTable
-from landmark_retrieval.data.places import LISTING
+from landmark_retrieval.data.places import LISTING, LocalPlace
 from landmark_retrieval.data.shards import write_shards
 from landmark_retrieval.data.solutions import read_retrieval_solution
 from landmark_retrieval.errors import LandmarkRetrievalError
@@ -240,7 +240,7 @@ def write_listing(out: str | Path) -> None:
     """Write dataset.json, which says what a data set has (folders of shards, other files), for places such as web
     servers that list nothing."""
     out = Path(out)
-    names = sorted(path.parent.name for path in out.glob("*/manifest.json"))
+    names = LocalPlace(out).folders()
     files = sorted(name for name in (RETRIEVAL_SOLUTION, RECOGNITION_SOLUTION, GROUND_TRUTH) if (out / name).is_file())
     write_json(out / LISTING, {"format": 1, "folders": names, "files": files})
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from landmark_retrieval.data.decode import BrokenPhotoError, check, decode, kind_of
 from landmark_retrieval.data.headers import read_header
-from landmark_retrieval.data.manifest import SAMPLES, Manifest, Shard, samples_type
+from landmark_retrieval.data.manifest import NAME, SAMPLES, Manifest, Shard, samples_type
 from landmark_retrieval.data.photos import Photo, PhotoTable
 from landmark_retrieval.data.tables import write_reasons
 from landmark_retrieval.errors import LandmarkRetrievalError
@@ -127,7 +127,7 @@ def _fingerprint(table: PhotoTable, order: np.ndarray, photos_per_shard: int, lo
 
 
 def _finished(out: Path, plan: str, skip_bad: bool) -> Manifest | None:
-    if not (out / "manifest.json").exists():
+    if not (out / NAME).exists():
         started = out / _PROGRESS / "plan.json"
         if started.exists() and read_json(started, "shard plan", f"delete {out} and start again") != plan:
             raise LandmarkRetrievalError(

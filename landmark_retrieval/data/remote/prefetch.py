@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from landmark_retrieval.data.remote.cache import Cache
 
@@ -46,11 +46,19 @@ class Prefetch:
 
     def fetch(self, url: str, *, sha256: str, size: int) -> Path:
         """Like `Cache.fetch`; waits for the background if it is at this file, and raises its failure."""
+        self._wait_for(sha256)
+        return self.cache.fetch(url, sha256=sha256, size=size)
+
+    def open(self, url: str, *, sha256: str, size: int) -> IO[bytes]:
+        """Like `Cache.open`; waits as `fetch` does."""
+        self._wait_for(sha256)
+        return self.cache.open(url, sha256=sha256, size=size)
+
+    def _wait_for(self, sha256: str) -> None:
         future = self._asked.pop(sha256.lower(), None) if self._process == os.getpid() else None
         # one that was not begun yet is fetched here and now, not after all others
         if future is not None and not future.cancel():
             future.result()
-        return self.cache.fetch(url, sha256=sha256, size=size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cache": self.cache, "threads": self.threads, "_process": None, "_asked": {}}
