@@ -5,14 +5,15 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def exit_on_error(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an error that a person can mend into one sentence on stderr and exit code 2; Ctrl-C into exit code 130."""
+    """Turn an error that a person can mend into one sentence on stderr and exit code 2; Ctrl-C into exit code 130,
+    SIGTERM into 143."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -26,6 +27,9 @@ def exit_on_error(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             print(f"error: {error.filename}: {error.strerror}: choose another path, or mend that one.", file=sys.stderr)
             sys.exit(2)
+        except Terminated as stopped:
+            print(f"{stopped}; the same command carries on where it stopped", file=sys.stderr)
+            sys.exit(stopped.code)
         except KeyboardInterrupt:
             print("interrupted; the same command carries on where it stopped", file=sys.stderr)
             sys.exit(130)

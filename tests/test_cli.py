@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,7 +242,7 @@ def test_training_on_a_shard_cut_in_half(shards, tiny, tmp_path):
 def test_training_without_a_stage(tmp_path):
     ended = python("-m", "landmark_retrieval.train", cwd=tmp_path)
     assert ended.returncode == 2
-    stages = "finetune_large, pretrain_small, train_from_imagenet, train_medium"
+    stages = ", ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "stage").glob("*.yaml")))
     assert ended.stderr == f"error: No stage was chosen: add +stage=NAME, one of {stages}.\n"
 
 

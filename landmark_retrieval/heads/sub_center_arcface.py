@@ -36,6 +36,8 @@ class SubCenterArcFace(nn.Module):
     Attributes:
         weight: (num_classes * sub_centers, embedding_dim); the centers of class c are rows c * sub_centers and
             following.
+        refuse_not_finite: on the CPU, whether embeddings that are not finite are an error, as they are by default, or
+            give a loss that is not finite, as on a GPU.
 
     Raises:
         ValueError: margins of another length or outside [0, pi); an empty batch; embeddings or labels of another shape;
@@ -55,6 +57,7 @@ class SubCenterArcFace(nn.Module):
         super().__init__()
         self.embedding_dim, self.num_classes, self.sub_centers = embedding_dim, num_classes, sub_centers
         self.scale, self.easy_steps, self.easy_start = scale, easy_steps, easy_start
+        self.refuse_not_finite = True
         margins = torch.as_tensor(margins, dtype=torch.float64, device="cpu").detach()
         if margins.ndim and margins.shape != (num_classes,):
             raise ValueError(
@@ -133,7 +136,7 @@ class SubCenterArcFace(nn.Module):
             raise ValueError(
                 f"Labels run from {int(labels.min())} to {int(labels.max())}, the head has {self.num_classes} classes."
             )
-        if not embeddings.isfinite().all():
+        if self.refuse_not_finite and not embeddings.isfinite().all():
             bad = (~embeddings.isfinite().all(1)).nonzero()[0].item()
             raise ValueError(
                 f"Embedding {bad} of the batch is not finite: lower the learning rate, or look at its photo."

@@ -15,6 +15,7 @@ from landmark_retrieval.models.blocks import (
     check_images,
     neck,
 )
+from landmark_retrieval.models.checkpointing import checkpoint_blocks
 from landmark_retrieval.models.imagenet import pretrained_head_conv
 
 CHANNELS = 1024  # of the local and of the global descriptor, in both papers
@@ -83,6 +84,14 @@ class DOLGNet(nn.Module):
         conv.get_parameter("bias").zero_()
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(norm, name).copy_(getattr(head_norm, name)[:CHANNELS])
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the backbone's blocks again in backward instead of keeping them: less memory, more time, same result.
+
+        Raises:
+            ValueError: the backbone has no blocks that this is known for, see `checkpointing`.
+        """
+        checkpoint_blocks(self.backbone, enable)
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         check_images(images, self.training)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from landmark_retrieval.models.backbone import create_feature_backbone
 from landmark_retrieval.models.blocks import AtrousPyramid, GeM, OrthogonalFusion, SpatialAttention, check_images
+from landmark_retrieval.models.checkpointing import checkpoint_blocks
 from landmark_retrieval.models.dolg import CHANNELS
 
 
@@ -49,6 +50,14 @@ class DOLGResNet(nn.Module):
         self.fusion = OrthogonalFusion()
         self.neck = nn.Linear(2 * CHANNELS, embedding_dim)
         self.to(memory_format=torch.channels_last)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the backbone's blocks again in backward instead of keeping them: less memory, more time, same result.
+
+        Raises:
+            ValueError: the backbone has no blocks that this is known for, see `checkpointing`.
+        """
+        checkpoint_blocks(self.backbone, enable)
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         check_images(images, self.training)

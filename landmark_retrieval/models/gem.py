@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from landmark_retrieval.models.blocks import GeM, check_images, neck
+from landmark_retrieval.models.checkpointing import checkpoint_blocks
 from landmark_retrieval.models.imagenet import create_timm_model
 
 
@@ -47,6 +48,14 @@ class GeMNet(nn.Module):
         self.global_pool = GeM()
         self.neck = neck(channels, embedding_dim) if embedding_dim else nn.Identity()
         self.to(memory_format=torch.channels_last)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the backbone's blocks again in backward instead of keeping them: less memory, more time, same result.
+
+        Raises:
+            ValueError: the backbone has no blocks that this is known for, see `checkpointing`.
+        """
+        checkpoint_blocks(self.backbone, enable)
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         check_images(images, self.training)

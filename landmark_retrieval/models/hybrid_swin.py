@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from landmark_retrieval.models.backbone import create_feature_backbone
 from landmark_retrieval.models.blocks import check_images, neck
+from landmark_retrieval.models.checkpointing import checkpoint_blocks
 from landmark_retrieval.models.swin import PATCH, SwinStages, create_swin, smallest_grid
 
 Aggregation = Literal["token", "mean"]
@@ -105,6 +106,7 @@ class HybridSwinNet(nn.Module):
         stride = _stride(cnn, cnn_blocks, stem_stride)
         image_size = _fitting_size(image_size, smallest_grid(transformer), stride, transformer)
         self._grid = image_size // stride
+        self._grad_checkpointing = False
         self.embedding_dim = embedding_dim
         self.arguments: dict[str, Any] = {
             "cnn": cnn,
@@ -136,6 +138,18 @@ class HybridSwinNet(nn.Module):
         check_images(images, self.training, self.image_size)
         return self.neck(self.transformer(self.patch_embedding(images), self.token))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the blocks of CNN and Swin again in backward instead of keeping them: less memory, more time, same
+        result. What is put in by the surgery follows suit.
+
+        Raises:
+            ValueError: the CNN has no blocks that this is known for, see `checkpointing`.
+        """
+        if self.arguments["cnn"] is not None:
+            checkpoint_blocks(self.get_submodule("patch_embedding.cnn"), enable)
+        checkpoint_blocks(self.transformer, enable)
+        self._grad_checkpointing = enable
+
     def replace_patch_embedding(
         self, cnn: str, cnn_blocks: int = 2, stem_stride: int = 2, pretrained: bool = False
     ) -> list[str]:
@@ -159,28 +173,29 @@ class HybridSwinNet(nn.Module):
         """
         return self._new_patch_embedding(cnn, cnn_blocks, stem_stride, pretrained, keep_cnn=not pretrained)
 
-    def insert_cnn_block(self, pretrained: bool = False) -> list[str]:
+    def insert_cnn_block(self, pretrained: bool = False, stem_stride: int | None = None) -> list[str]:
         """Put one more block of the same CNN between CNN and Swin (step 4 of the paper's four).
 
-        The image size doubles with the stride, the grid stays. The CNN's present blocks and whatever else still fits
-        keep their weights; a projection of other width does not.
+        The grid stays, so the image size doubles with the stride of the block, and halves with that of the stem: a
+        block and `stem_stride=1` together leave it as it is. The CNN's present blocks and whatever else still fits keep
+        their weights; a projection of other width does not.
 
         Args:
             pretrained: start the new block from ImageNet weights.
+            stem_stride: 1 or 2, see the class; None keeps it. The stem's weights are the same for both.
 
         Returns:
             Names of the parameters that were not carried over.
 
         Raises:
-            ValueError: there is no CNN, or no block left to insert.
+            ValueError: there is no CNN, no block left to insert, or another stride; the network is left as it was.
             OSError: the ImageNet weights could not be had.
         """
         now = self.arguments
         if now["cnn"] is None:
             raise ValueError("There is no CNN to insert a block of: call replace_patch_embedding first.")
-        return self._new_patch_embedding(
-            now["cnn"], now["cnn_blocks"] + 1, now["stem_stride"], pretrained, keep_cnn=True
-        )
+        stem_stride = now["stem_stride"] if stem_stride is None else stem_stride
+        return self._new_patch_embedding(now["cnn"], now["cnn_blocks"] + 1, stem_stride, pretrained, keep_cnn=True)
 
     def _new_patch_embedding(
         self, cnn: str, cnn_blocks: int, stem_stride: int, pretrained: bool, keep_cnn: bool
@@ -195,6 +210,7 @@ class HybridSwinNet(nn.Module):
             new = _carry_over(self.patch_embedding, fresh, lambda name: keep_cnn or not name.startswith("cnn."))
         reference = next(self.parameters())
         fresh.to(reference.device, reference.dtype).to(memory_format=torch.channels_last)
+        checkpoint_blocks(fresh.cnn, self._grad_checkpointing)
         self.patch_embedding, self.arguments = fresh.train(self.training), arguments
         return [f"patch_embedding.{name}" for name in new]
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
 from torch import Tensor, nn
 
+from landmark_retrieval.models.checkpointing import run_block
 from landmark_retrieval.models.imagenet import create_timm_model
 
 PATCH = 4  # px, the side of the patches that Swin itself cuts an image into
@@ -37,7 +38,7 @@ class SwinStages(nn.Module):
         for stage in self.layers:
             x, token = _merge(stage.downsample, x, token)
             for block in stage.blocks:
-                x, token = _attend_and_mix(block, x, token)
+                x, token = run_block(block, _attend_and_mix, x, token)
         return self.norm(token)[:, 0]
 
 

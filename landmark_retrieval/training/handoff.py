@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, replacing, sha256_of, write_json
-from landmark_retrieval.zoo.saved_model import load_weights, save_model
+from landmark_retrieval.zoo.saved_model import save_model
 
 PAGE, HEAD = "handoff.json", "head.safetensors"
 
@@ -26,6 +26,7 @@ class Handoff:
         classes: class names, in the order of the head's centers.
         metrics: of the stage's last epoch.
         config: of the stage, whole.
+        photos_sha256: of the manifest of the photos that it was trained on.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Handoff:
     classes: list[str]
     metrics: dict[str, float]
     config: dict[str, Any]
+    photos_sha256: str | None = None
 
     @classmethod
     def write(
@@ -53,7 +55,8 @@ class Handoff:
         card = save_model(folder, model, card)
         with replacing(folder / HEAD) as temporary:
             save_file({"weight": head_weight.detach().cpu().contiguous()}, temporary)
-        written = cls(folder, stage, card, sha256_of(folder / HEAD), classes, metrics, config)
+        photos = config.get("photos_sha256")
+        written = cls(folder, stage, card, sha256_of(folder / HEAD), classes, metrics, config, photos)
         page = {key: value for key, value in vars(written).items() if key != "folder"}
         write_json(folder / PAGE, {"format": 1, **page})
         return written
@@ -64,45 +67,9 @@ class Handoff:
         page = read_json(folder / PAGE, "hand-over of a finished stage", advice)
         try:
             names = ("stage", "card", "head_sha256", "classes", "metrics", "config")
-            return cls(folder, **{name: page[name] for name in names})
+            return cls(folder, **{name: page[name] for name in names}, photos_sha256=page.get("photos_sha256"))
         except (KeyError, TypeError) as error:
             raise LandmarkRetrievalError(f"The hand-over {folder / PAGE} is damaged ({error!r}): {advice}.") from None
-
-    def load_into(self, model: torch.nn.Module, head: torch.nn.Module, classes: list[str]) -> str:
-        """Load model and head, in place.
-
-        The head takes over the centers of the classes that both stages know, by name, and keeps its fresh ones for
-        the rest.
-
-        Returns:
-            A sentence that says what was carried over.
-
-        Raises:
-            LandmarkRetrievalError: the weights are missing, damaged, or those of another model.
-        """
-        state, wanted = load_weights(self.folder, self.card), model.state_dict()
-        unlike = sorted(
-            key
-            for key in wanted.keys() | state.keys()
-            if key not in state or key not in wanted or state[key].shape != wanted[key].shape
-        )
-        if unlike:
-            raise LandmarkRetrievalError(
-                f"Stage {self.stage} in {self.folder} hands over another model ({len(unlike)} tensors differ, the "
-                f"first is {unlike[0]}): choose the same `model` in both stages."
-            )
-        model.load_state_dict(state)
-        weight = head.get_parameter("weight").data
-        width = weight.shape[1]
-        weight, held = weight.view(len(classes), -1, width), self.head_weight().view(len(self.classes), -1, width)
-        if held.shape[1] != weight.shape[1]:
-            return f"{self.stage}: the model; the head starts afresh (its classes have another number of centers)"
-        rows = {name: row for row, name in enumerate(self.classes)}
-        common = [(new, rows[name]) for new, name in enumerate(classes) if name in rows]
-        if common:
-            new, old = map(list, zip(*common, strict=True))
-            weight[new] = held[old].to(weight)
-        return f"{self.stage}: the model, and the head's centers of {len(common)} of {len(classes)} classes"
 
     def head_weight(self) -> torch.Tensor:
         """The head's weight, (classes * centers per class, D); the centers of a class follow each other.

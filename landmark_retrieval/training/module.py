@@ -1,9 +1,11 @@
 """The LightningModule: a model, a head, how they are optimised, and how they are measured."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,9 @@ from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
 from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.training import freezing
+from landmark_retrieval.training.optimizers import hold, make_optimizer
 from landmark_retrieval.training.schedule import cosine_with_warmup
+from landmark_retrieval.training.stability import StepGuard, save_batch
 
 # in the run folder: photos that could not be decoded in the last epoch that had any
 BROKEN = "broken_photos.csv"
@@ -30,19 +34,25 @@ class LandmarkModule(pl.LightningModule):
     Args:
         model: float images (B, 3, S, S) -> descriptors (B, D).
         head: descriptors and labels -> loss; its `cosine` gives the recognition score of each class.
-        lr: peak learning rate, of Adam.
-        weight_decay: of Adam.
+        lr: peak learning rate.
+        kind: of the optimizer, see `optimizers.make_optimizer`.
+        weight_decay: of the optimizer.
+        momentum: of SGD.
         epochs: horizon of the cosine.
         warmup_epochs: of linear rise.
         backbone_lr_scale: factor on the learning rate of what ImageNet has trained, the model's `backbone_modules`.
-        freeze: name patterns of modules of the model that stand still, see `freezing.matching_modules`.
-        freeze_batchnorm: the same for modules that learn but keep their BatchNorm statistics.
+        freeze: name patterns of modules and parameters of the model, and "head", that stand still: for the whole run,
+            or {pattern: epochs}. See `freezing.read_patterns`.
+        freeze_batchnorm: patterns of modules that learn but keep their BatchNorm statistics.
         sharded: split the classes of the head over the processes, see `ShardedSubCenterArcFace`.
         sample_rate: of its classes, if they are split.
+        max_bad_steps: so many steps in a row whose loss or gradient is not finite end the run, see `StepGuard`.
+        seed: of what models draw at random in a step (drop path).
 
     Logged: `train/loss` (of several processes the mean, in the steps that are logged; between them the progress bar
-    shows that of the first), `train/lr`, `data/broken_photos`; at the end of an epoch `val/map_at_100`,
-    `val/precision_at_1`, and `val/gap` where the data has a recognition solution; all in [0, 1].
+    shows that of the first), `train/lr`, `train/gradient_norm` or, under float16, `train/loss_scale`,
+    `train/skipped_steps`, `data/broken_photos`; at the end of an epoch `val/map_at_100`, `val/precision_at_1`, and
+    `val/gap` where the data has a recognition solution; all of `val` in [0, 1].
     """
 
     def __init__(
@@ -50,34 +60,48 @@ class LandmarkModule(pl.LightningModule):
         model: nn.Module,
         head: SubCenterArcFace,
         lr: float,
+        kind: str = "adam",
         weight_decay: float = 0.0,
+        momentum: float = 0.0,
         epochs: float = 10,
         warmup_epochs: float = 1,
         backbone_lr_scale: float = 1.0,
-        freeze: Sequence[str] = (),
+        freeze: Sequence[str | Mapping[str, int]] = (),
         freeze_batchnorm: Sequence[str] = (),
         sharded: bool = False,
         sample_rate: float = 1.0,
+        max_bad_steps: int = 20,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < sample_rate <= 1 or (sample_rate != 1 and not sharded):
             raise ValueError(
                 f"head.sample_rate is in (0, 1], and below 1 only with head.sharded=true; not {sample_rate}."
             )
+        if max_bad_steps < 1:
+            raise ValueError(f"max_bad_steps is at least 1, not {max_bad_steps}.")
         self.model, self.head = model, head
-        self.lr, self.weight_decay = lr, weight_decay
+        # bad steps are skipped here
+        self.head.refuse_not_finite = False
+        self.kind, self.lr, self.weight_decay, self.momentum = kind, lr, weight_decay, momentum
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.backbone_lr_scale = backbone_lr_scale
-        # tuples of references, not submodules of this module: the model already holds them
-        self._frozen = tuple(freezing.matching_modules(model, freeze, "stage.freeze"))
-        self._fixed_statistics = tuple(freezing.matching_modules(model, freeze_batchnorm, "stage.freeze_batchnorm"))
+        self._backbone = tuple(f"{name}." for name in getattr(model, "backbone_modules", ()))
         self.sharded, self.sample_rate = sharded, sample_rate
+        self.max_bad_steps, self.seed = max_bad_steps, seed
+        names = [*self.by_name(), *(name for name, _ in model.named_modules() if name)]
+        self._freeze = freezing.read_patterns(freeze, names, "stage.freeze")
+        self._keep = freezing.read_patterns(freeze_batchnorm, names, "stage.freeze_batchnorm")
+        self._norms = freezing.batchnorms(dict(model.named_modules()))
+        self._guard = StepGuard()
         self._described: list[dict[str, Any]] = []
         self._broken: dict[str, str] = {}
-        self._bad_steps: Any = 0
+        self._frozen_epoch = 0
         self.metrics_so_far: dict[str, float] = {}
         # before any strategy wraps the module: it must not wait for gradients that never come
-        freezing.freeze(self._frozen)
+        for_ever = self.frozen(math.inf)
+        for name, parameter in self.by_name().items():
+            parameter.requires_grad_(name not in for_ever)
 
     @property
     def data(self) -> LandmarkDataModule:
@@ -103,23 +127,65 @@ class LandmarkModule(pl.LightningModule):
             # each process learns its own classes: nothing of this weight is to be averaged
             self._ddp_params_and_buffers_to_ignore = ["head.weight"]
 
+    # --- what trains ---
+
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """The parameters by their names in the model, and those of the head."""
+        return {name.removeprefix("model."): parameter for name, parameter in self.named_parameters()}
+
+    def frozen(self, epoch: float) -> set[str]:
+        """Names of the parameters that stand still in an epoch; those of the head begin with "head."."""
+        return freezing.standing_still(self.by_name(), self._freeze, epoch)
+
+    def _still_batchnorms(self, epoch: float) -> list[nn.Module]:
+        still = [freezing.standing_still(self._norms, patterns, epoch) for patterns in (self._freeze, self._keep)]
+        return [self._norms[name] for name in still[0] | still[1]]
+
+    def train(self, mode: bool = True) -> "LandmarkModule":
+        """As of any module, but BatchNorm that stands still stays in eval mode.
+
+        Statistics of small, shifted and cut training images are not those of the whole photos that are described later.
+        """
+        super().train(mode)
+        for norm in self._still_batchnorms(self._frozen_epoch):
+            norm.eval()
+        return self
+
+    def _freeze_for(self, epoch: int) -> list[list[nn.Parameter]]:
+        """Freeze what stands still in an epoch, and thaw the rest; the parameters that train, by learning rate."""
+        self._frozen_epoch = epoch
+        still = self.frozen(epoch)
+        rest: list[nn.Parameter] = []
+        backbone: list[nn.Parameter] = []
+        for name, parameter in self.by_name().items():
+            if self.trainer.world_size == 1:  # several exchange the gradients that they began with
+                parameter.requires_grad_(name not in still)
+            if name not in still:
+                (backbone if self.backbone_lr_scale != 1 and name.startswith(self._backbone) else rest).append(
+                    parameter
+                )
+        self.train(self.training)
+        return [rest, backbone]
+
     # --- optimisation ---
 
     def configure_optimizers(self) -> Any:  # noqa: D102
-        backbone = tuple(f"model.{name}." for name in getattr(self.model, "backbone_modules", ()))
-        if self.backbone_lr_scale != 1 and not any(name.startswith(backbone) for name, _ in self.named_parameters()):
+        if self.backbone_lr_scale != 1 and not any(name.startswith(self._backbone) for name in self.by_name()):
             raise LandmarkRetrievalError(
                 f"optimizer.backbone_lr_scale is {self.backbone_lr_scale}, but {type(self.model).__name__} names no "
                 "`backbone_modules` that it would apply to: set it to 1, or name them."
             )
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                scale = self.backbone_lr_scale if name.startswith(backbone) else 1.0
-                groups.setdefault(scale, []).append(parameter)
-        optimizer = torch.optim.Adam(
-            [{"params": parameters, "lr": self.lr * scale} for scale, parameters in groups.items()],
-            weight_decay=self.weight_decay,
+        groups = self._freeze_for(self._frozen_epoch)
+        if not any(groups):
+            raise LandmarkRetrievalError("stage.freeze leaves nothing to train: take out a pattern.")
+        rates = (self.lr, self.lr * self.backbone_lr_scale)
+        optimizer = make_optimizer(
+            self.kind,
+            [{"params": parameters, "lr": rate} for parameters, rate in zip(groups, rates, strict=True)],
+            self.weight_decay,
+            self.momentum,
+            # the trainer cannot clip what such an optimizer is to unscale
+            fused=not (self._scaler and self.trainer.gradient_clip_val),
         )
         steps = max(1, self.trainer.estimated_stepping_batches / max(1, self.trainer.max_epochs or 1))
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -127,33 +193,72 @@ class LandmarkModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_start(self) -> None:  # noqa: D102
-        # a run that is taken up within an epoch does not start one
-        freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
+    @property
+    def _scaler(self) -> Any:
+        """What scales the loss under float16, or None."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
-        # the trainer has put all modules into training mode
-        freezing.freeze_batchnorm([*self._frozen, *self._fixed_statistics])
-        self._bad_steps = 0
+        if self.current_epoch != self._frozen_epoch:
+            hold(self.trainer.optimizers[0], self._freeze_for(self.current_epoch))
         self._broken = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
         self._broken |= batch["broken"]
         self.head.at_step(self.global_step)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._guard.before_step(self._norms, self.device)
+        # what a model draws depends on nothing that came before: a run that is taken up draws the same
+        place = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:  # noqa: D102
         try:
             loss = self.head(self(batch["images"]), batch["labels"])
         except ValueError as error:  # on a CPU the head looks at what it gets
             raise LandmarkRetrievalError(f"In step {self.global_step}, epoch {self.current_epoch}: {error}") from error
+        self._guard.see_loss(loss)
         self.log("train/loss", self._mean_when_logged(loss.detach()), prog_bar=True, batch_size=len(batch["labels"]))
         self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
-        # looked at when the epoch is over: a look at each step would make the host wait for the device
-        self._bad_steps = self._bad_steps + ~torch.isfinite(loss.detach())
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: D102
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        inside = {id(parameter) for parameter in held}
+        for parameter in self.parameters():  # exchanged by several processes while it stands still
+            if id(parameter) not in inside:
+                parameter.grad = None
+        bad = self._guard.see_gradients(held)
+        if self._scaler is None:
+            # the optimizer looks at it on the device; under float16 the scaler says the same
+            optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+            self.log("train/gradient_norm", self._guard.norm)
+        self.log("train/skipped_steps", self._guard.skipped)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.is_last_batch or (steps and self.global_step % steps == 0):
+            # looked at now and then: a look at each step would make the host wait for the device
+            if self._scaler is not None:
+                self.log("train/loss_scale", float(self._scaler.get_scale()))
+            self._end_after_bad_steps(batch)
+
+    def _end_after_bad_steps(self, batch: Batch) -> None:
+        # the same in all processes, which end together: one alone would leave the others waiting for it
+        in_a_row = int(self._guard.in_a_row)
+        if in_a_row < self.max_bad_steps:
+            return
+        about = {"epoch": self.current_epoch, "step": self.global_step, "rank": self.global_rank}
+        sheet = Path(self.trainer.default_root_dir) / "bad_batch.png"
+        if self.trainer.is_global_zero:
+            save_batch(sheet.parent, batch["images"], batch["labels"], about)
+        raise LandmarkRetrievalError(
+            f"Loss or gradient was not a finite number in {in_a_row} steps in a row, up to step {self.global_step} in "
+            f"epoch {self.current_epoch}; all of them were left out. The last batch is in {sheet} and bad_batch.pt: "
+            "look at its photos, set a smaller optimizer.lr, trainer.gradient_clip_val, or trainer.precision=32-true."
+        )
+
     def on_train_epoch_end(self) -> None:  # noqa: D102
-        self._refuse_bad_steps()
         broken = dict(self._gather(list(self._broken.items())))
         self.log("data/broken_photos", float(len(broken)))
         if broken:
@@ -171,23 +276,8 @@ class LandmarkModule(pl.LightningModule):
             value /= self.trainer.world_size
         return value
 
-    def _refuse_bad_steps(self) -> None:
-        """End the run before a checkpoint of it is written, if the loss has not been a finite number."""
-        # all processes end together: one alone would leave the others waiting for it
-        bad, self._bad_steps = self._sum_over_processes(self._bad_steps), 0
-        if bad:
-            raise LandmarkRetrievalError(
-                f"The loss was not a finite number in {bad:.0f} steps of epoch {self.current_epoch}: set a smaller "
-                "optimizer.lr, or trainer.precision=32-true."
-            )
-
-    def _sum_over_processes(self, value: Any) -> float:
-        # on the device of the module: NCCL takes no tensors of the host
-        own = torch.as_tensor(value, dtype=torch.float32, device=self.device)
-        return float(self.trainer.strategy.reduce(own, reduce_op="sum"))
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
-        self._refuse_bad_steps()
+        checkpoint["guard"] = self._guard.state_dict()
         checkpoint["broken"] = dict(self._gather(list(self._broken.items())))
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if "optimizer_states" not in checkpoint:  # of weights alone
@@ -203,6 +293,9 @@ class LandmarkModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
         self.metrics_so_far = checkpoint["metrics"]
         self._broken = checkpoint["broken"]
+        self._guard.load_state_dict(checkpoint["guard"])
+        # the optimizer whose state follows held what trained in this epoch
+        self._frozen_epoch = checkpoint["epoch"]
         place = checkpoint.get("head_place")
         if isinstance(self.head, ShardedSubCenterArcFace) and place is not None:
             states = checkpoint["optimizer_states"][0]["state"]
@@ -212,7 +305,6 @@ class LandmarkModule(pl.LightningModule):
     # --- measurement ---
 
     def on_validation_epoch_start(self) -> None:  # noqa: D102
-        self._refuse_bad_steps()
         self._described = []
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: D102

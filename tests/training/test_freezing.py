@@ -1,42 +1,67 @@
+import itertools
+import math
+
 import pytest
-import torch
 from torch import nn
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.training.freezing import freeze, freeze_batchnorm, matching_modules
+from landmark_retrieval.models import DOLGNet
+from landmark_retrieval.training.freezing import batchnorms, read_patterns, standing_still
+
+NAMES = [
+    "backbone.blocks.0.0.conv.weight",
+    "backbone.blocks.10.0.conv.weight",
+    "backbone.blocks.2.bn.bias",
+    "neck.0.weight",
+    "token",
+    "head.weight",
+]
 
 
-@pytest.fixture
-def model():
-    return nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "neck": nn.Conv2d(4, 2, 1)})
+def still(entries, epoch=0):
+    return standing_still(NAMES, read_patterns(entries, NAMES, "stage.freeze"), epoch)
 
 
-def test_frozen_parameters_and_statistics_stand_still(model):
-    frozen = matching_modules(model, ["backbone"], "stage.freeze")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for _ in range(2):
-        model.train()
-        freeze(frozen)
-        model["neck"](model["backbone"](torch.randn(4, 3, 5, 5))).sum().backward()
-        optimizer.step()
-    after = model.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"neck.weight", "neck.bias"}
+def test_a_pattern_takes_modules_with_all_inside_and_single_parameters():
+    assert still(["backbone"]) == set(NAMES[:3])
+    assert still(["backbone.blocks.[0-2]"]) == {NAMES[0], NAMES[2]}
+    assert still(["token", "head"]) == {"token", "head.weight"}
+    assert still(["*"]) == set(NAMES)
+    assert still([]) == set()
 
 
-def test_statistics_stand_still_while_the_weights_learn(model):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    model.train()
-    freeze_batchnorm(matching_modules(model, ["back*"], "stage.freeze_batchnorm"))
-    model["neck"](model["backbone"](torch.randn(4, 3, 5, 5))).square().sum().backward()
-    optimizer.step()
-    after = model.state_dict()
-    still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.num_batches_tracked"}
+def test_it_is_a_function_of_the_epoch_alone():
+    entries = ["token", {"backbone": 3, "head": 1}]
+    expected = {
+        0: {*NAMES[:3], "token", "head.weight"},
+        1: {*NAMES[:3], "token"},
+        2: {*NAMES[:3], "token"},
+        3: {"token"},
+        50: {"token"},
+        # what stands still for ever
+        math.inf: {"token"},
+    }
+    # asked in any order, as runs that are taken up in any epoch do
+    for order in itertools.permutations(expected):
+        patterns = read_patterns(entries, NAMES, "stage.freeze")
+        assert all(standing_still(NAMES, patterns, epoch) == expected[epoch] for epoch in order)
 
 
-def test_an_unknown_pattern_is_an_error_that_names_the_modules(model):
-    with pytest.raises(LandmarkRetrievalError, match=r"'bakbone' *; it has backbone, .*neck"):
-        matching_modules(model, ["bakbone"], "stage.freeze")
+def test_a_pattern_that_matches_nothing_names_the_nearest_and_what_there_is():
+    with pytest.raises(
+        LandmarkRetrievalError,
+        match=r"stage\.freeze: no module of the model matches 'backbne'; did you mean backbone or backbone.blocks\? "
+        "It has backbone, neck, token, head",
+    ):
+        still(["backbne"])
+    with pytest.raises(LandmarkRetrievalError, match=r"did you mean backbone\.blocks\.10"):
+        still(["backbone.blocks.11"])
+    with pytest.raises(LandmarkRetrievalError, match="'token' stands still for 'long' epochs; give a number"):
+        still([{"token": "long"}])
+
+
+def test_batchnorm_without_statistics_is_none_of_ours():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3))
+    assert list(batchnorms(dict(model.named_modules()))) == ["0"]
+    norms = batchnorms(dict(DOLGNet("mobilenetv3_small_050").named_modules()))
+    assert len(standing_still(norms, {"backbone": math.inf}, 0)) == sum(name.startswith("backbone.") for name in norms)

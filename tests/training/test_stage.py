@@ -2,18 +2,19 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from landmark_retrieval import DOLGNet
-from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
 from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
 from landmark_retrieval.training import stage as module
 from landmark_retrieval.training.configs import compose
@@ -60,10 +61,8 @@ def test_two_stages_hand_over(config, tmp_path):
     learned = [key for key in before if "running" not in key and "num_batches" not in key]
     assert all(torch.equal(before[key], after[key]) for key in learned)
     classes = len(first.classes)
-    assert (
-        f"Carried over from pretrain_small: the model, and the head's centers of {classes} of {classes} classes."
-        in said
-    )
+    carried = f"Carried over from pretrain_small: the model, and the head's centers of {classes} of {classes} classes."
+    assert any(sentence.endswith(carried) for sentence in said)
 
 
 def test_a_finished_stage_is_not_run_again_unless_its_config_changes(config):
@@ -195,28 +194,205 @@ def test_other_photos_under_the_same_path_start_again(config, shards, tmp_path):
     assert finished_handoff(wanted) is None
 
 
-@pytest.mark.parametrize(
-    ("from_step", "message"),
-    [
-        (0, r"In step 1, epoch 0: Embedding 0 of the batch is not finite"),
-        (4, r"not a finite number in 1 steps of epoch 0: set a smaller optimizer\.lr"),
-    ],
-)
-def test_a_loss_that_is_not_finite_ends_the_stage(config, monkeypatch, from_step, message):
-    step = module.LandmarkModule.training_step
+def poison(monkeypatch, steps):
+    """Let the descriptors of these steps be no numbers."""
+    real = module.LandmarkModule.forward
 
-    def poisoned(self, batch, batch_idx):
-        if batch_idx >= from_step:
-            with torch.no_grad():
-                self.head.weight.fill_(float("nan"))
-        return step(self, batch, batch_idx)
+    def poisoned(self, images):
+        descriptors = real(self, images)
+        return descriptors * float("nan") if self.training and steps(self.global_step) else descriptors
 
-    monkeypatch.setattr(module.LandmarkModule, "training_step", poisoned)
-    with pytest.raises(LandmarkRetrievalError, match=message):
-        run_stage(config())
-    folder = Path(config()["run_dir"])
+    monkeypatch.setattr(module.LandmarkModule, "forward", poisoned)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(config, monkeypatch):
+    poison(monkeypatch, lambda step: step in (0, 3, 4))
+    handoff = run_stage(config("pretrain_small", "trainer.log_every_n_steps=2"))
+    assert handoff.metrics["train/skipped_steps"] == 3
+    assert all(value.isfinite().all() for value in load_file(handoff.folder / "model.safetensors").values())
+
+
+def test_too_many_of_them_in_a_row_end_the_stage_with_the_batch_kept(config, monkeypatch, tmp_path):
+    poison(monkeypatch, lambda step: step >= 3)
+    with pytest.raises(
+        LandmarkRetrievalError,
+        match=r"not a finite number in 4 steps in a row, up to step 7.*bad_batch\.png",
+    ):
+        run_stage(config("pretrain_small", "max_bad_steps=4"))
+    folder = tmp_path / "pretrain_small"
     assert not (folder / "handoff.json").exists()
-    assert not (folder / "checkpoints" / "last.ckpt").exists()
+    kept = torch.load(folder / "bad_batch.pt", weights_only=True)
+    assert (kept["step"], kept["images"].shape, kept["labels"].shape) == (7, (8, 48, 48, 3), (8,))
+    # what was learned before is good, and can be taken up
+    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_float16_skips_what_overflows_and_logs_the_scale(config, monkeypatch):
+    """The trainer has float16 on GPUs only; its parts work on a CPU too."""
+    from pytorch_lightning.plugins import MixedPrecision
+
+    real = module.pl.Trainer
+
+    def with_scaler(**settings):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=10**6)
+        settings["plugins"] += [MixedPrecision("16-mixed", "cpu", scaler)]
+        return real(**settings | {"precision": None})
+
+    monkeypatch.setattr(module.pl, "Trainer", with_scaler)
+    handoff = run_stage(config("pretrain_small", "stage.epochs=4", "stage.freeze=[backbone,local_context]"))
+    # each overflow halves the scale
+    skipped = handoff.metrics["train/skipped_steps"]
+    assert 0 < skipped < 20
+    assert handoff.metrics["train/loss_scale"] == 2.0 ** (24 - skipped)
+    assert all(value.isfinite().all() for value in load_file(handoff.folder / "model.safetensors").values())
+
+
+def test_frozen_for_some_epochs_and_taken_up_in_any(config, tmp_path, monkeypatch):
+    """Frozen for one epoch of three; the run that is interrupted in each epoch ends with the weights of the other."""
+    overrides = (
+        "stage.epochs=3",
+        "stage.freeze=[attention,{backbone:1,head:2}]",
+        "optimizer.lr=1e-3",
+        "optimizer.backbone_lr_scale=0.5",
+        "checkpoint_steps=2",
+    )
+    seen = {}
+    real = module.LandmarkModule.on_train_batch_start
+
+    def watched(self, batch, index):
+        seen.setdefault(self.current_epoch, {n: p.detach().clone() for n, p in self.by_name().items()})
+        trained = {id(p) for group in self.trainer.optimizers[0].param_groups for p in group["params"]}
+        names = {name for name, p in self.by_name().items() if id(p) in trained}
+        assert names == {name for name, p in self.by_name().items() if p.requires_grad}
+        norms = [m for m in self.model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert all(norm.training == (self.current_epoch > 0) for norm in norms)
+        real(self, batch, index)
+        if self.global_step in stops:
+            stops.remove(self.global_step)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.LandmarkModule, "on_train_batch_start", watched)
+    stops = []
+    whole = run_stage(config("pretrain_small", *overrides, f"run_dir={tmp_path}/whole"))
+
+    def moved(name, epoch):
+        return not torch.equal(seen[epoch][name], seen[epoch + 1][name])
+
+    backbone = next(name for name in seen[0] if name.startswith("backbone."))
+    assert [moved(backbone, epoch) for epoch in (0, 1)] == [False, True]
+    assert [moved("head.weight", epoch) for epoch in (0, 1)] == [False, False]
+    assert not any(moved(name, epoch) for name in seen[0] if name.startswith("attention.") for epoch in (0, 1))
+    assert all(moved("neck.0.weight", epoch) for epoch in (0, 1))
+    assert not torch.equal(seen[2]["head.weight"], whole.head_weight())
+
+    stops = [3, 5, 8, 10, 13]
+    cut = config("pretrain_small", *overrides, f"run_dir={tmp_path}/cut")
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(cut)
+    resumed = run_stage(cut)
+    assert same_weights(whole.folder, resumed.folder)
+    assert torch.equal(whole.head_weight(), resumed.head_weight())
+
+
+def test_what_a_model_draws_at_random_is_drawn_again(config, tmp_path, monkeypatch):
+    """Drop path of a run that is taken up within an epoch."""
+    overrides = ("checkpoint_steps=1", "optimizer.lr=1e-3", "stage.epochs=1")
+    real, stops = module.LandmarkModule.forward, []
+
+    def dropping(self, images):
+        if self.training and self.global_step in stops:
+            raise KeyboardInterrupt
+        return torch.nn.functional.dropout(real(self, images), 0.5, self.training)
+
+    monkeypatch.setattr(module.LandmarkModule, "forward", dropping)
+    whole = run_stage(config("pretrain_small", *overrides, f"run_dir={tmp_path}/whole"))
+    stops.append(3)
+    cut = config("pretrain_small", *overrides, f"run_dir={tmp_path}/cut")
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(cut)
+    stops.clear()
+    assert same_weights(whole.folder, run_stage(cut).folder)
+
+
+def test_the_moving_average_is_what_is_handed_over(config, tmp_path, monkeypatch):
+    """Against an average kept beside; and after an interruption, also one that left nothing but the hand-over."""
+    overrides = ("stage.ema=0.8", "optimizer.lr=1e-3", "checkpoint_steps=2")
+    average, stops = {}, []
+    real = module.LandmarkModule.on_train_batch_end
+
+    def watched(self, outputs, batch, index):
+        for name, value in self.model.state_dict().items():
+            now = value.detach().clone()
+            mixed = average[name] * 0.8 + now * 0.2 if name in average and now.is_floating_point() else now
+            average[name] = mixed
+        if self.global_step in stops:
+            raise KeyboardInterrupt
+        real(self, outputs, batch, index)
+
+    monkeypatch.setattr(module.LandmarkModule, "on_train_batch_end", watched)
+    whole = run_stage(config("pretrain_small", *overrides, f"run_dir={tmp_path}/whole"))
+    saved = load_file(whole.folder / "model.safetensors")
+    for name, value in saved.items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6)
+    checkpoint = torch.load(whole.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not torch.equal(checkpoint["current_model_state"]["model.neck.0.weight"], saved["neck.0.weight"])
+
+    cut = config("pretrain_small", *overrides, f"run_dir={tmp_path}/cut")
+    for stop in (3, 7):
+        stops[:] = [stop]
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(cut)
+    stops.clear()
+    assert same_weights(whole.folder, run_stage(cut).folder)
+    (tmp_path / "cut" / "handoff.json").unlink()
+    assert same_weights(whole.folder, run_stage(cut).folder)
+
+
+def test_on_sigterm_a_stage_ends_between_two_steps_and_carries_on_there(config, tmp_path, monkeypatch):
+    whole = run_stage(config("pretrain_small", f"run_dir={tmp_path}/whole"))
+    cut = config("pretrain_small", f"run_dir={tmp_path}/cut")
+    real, seen = module.LandmarkModule.training_step, []
+
+    def told(self, batch, index):
+        if self.global_step == 7 and len(seen) == 7:
+            signal.raise_signal(signal.SIGTERM)
+        seen.append(self.global_step)
+        return real(self, batch, index)
+
+    monkeypatch.setattr(module.LandmarkModule, "training_step", told)
+    with pytest.raises(Terminated, match="stopped by SIGTERM after step 8") as ended:
+        run_stage(cut)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed = run_stage(cut)
+    assert seen == list(range(10))
+    assert same_weights(whole.folder, resumed.folder)
+
+
+def test_weights_and_biases_shows_one_run(config, tmp_path, monkeypatch):
+    """Off line: what is synchronised later belongs to the same run before and after an interruption."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wanted = config("pretrain_small", "logger=wandb", "stage.epochs=2")
+    real = module.LandmarkModule.on_train_epoch_start
+
+    def interrupted(self):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(module.LandmarkModule, "on_train_epoch_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(wanted)
+    wandb.finish()
+    monkeypatch.setattr(module.LandmarkModule, "on_train_epoch_start", real)
+    run_stage(wanted)
+    wandb.finish()
+    runs = {path.name.rpartition("-")[2] for path in (tmp_path / "pretrain_small" / "wandb").glob("offline-run-*")}
+    assert runs == {(tmp_path / "pretrain_small" / "wandb_id.txt").read_text()}
 
 
 def test_metrics_survive_a_kill_before_the_handover(config, monkeypatch):
@@ -234,7 +410,7 @@ def test_mixed_precision_and_no_validation(config, shards, tmp_path):
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "train").symlink_to(shards / "train_full")
     handoff = run_stage(config("pretrain_small", f"data.root={tmp_path}/only", "trainer.precision=bf16-mixed"))
-    assert set(handoff.metrics) == {"train/loss", "train/lr", "data/broken_photos"}
+    assert not [name for name in handoff.metrics if name.startswith("val/")]
     assert 0 < handoff.metrics["train/loss"] < 100
     weights = load_file(handoff.folder / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
@@ -342,13 +518,13 @@ def test_a_split_head_refuses_what_it_cannot_do(config):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["stage=null"], "No stage was chosen: add .stage=NAME, one of finetune_large"),
+        (["stage=null"], "No stage was chosen: add .stage=NAME, one of .*finetune_large"),
         (["data.root=/nowhere"], "no data at /nowhere"),
         (["model.backbone=resnet9000"], "DOLGNet: timm has no model called 'resnet9000'"),
         (["stage.freeze=[backbne]"], "no module of the model matches 'backbne'"),
         (["+trainer.max_epoch=3"], "Trainer: .*max_epoch"),
         (["+data.augment=true"], "LandmarkDataModule: .*augment"),
-        (["+optimizer.momentum=0.9"], "LandmarkModule: .*momentum"),
+        (["+optimizer.nesterov=true"], "LandmarkModule: .*nesterov"),
         (["stage.weights=/nowhere"], "no hand-over of a finished stage at /nowhere"),
     ],
 )
@@ -381,16 +557,6 @@ def test_damaged_handovers(config, tmp_path):
     page.write_text(json.dumps({"stage": "pretrain_small"}))
     with pytest.raises(LandmarkRetrievalError, match=r"handoff\.json is damaged"):
         run_stage(config("train_medium"))
-
-
-def test_the_head_carries_over_classes_by_name(tmp_path):
-    model, head = torch.nn.Linear(2, 2), SubCenterArcFace(4, 3)
-    written = Handoff.write(tmp_path, "one", model, head.weight, {}, ["a", "b", "c"], {}, {})
-    new = SubCenterArcFace(4, 2)
-    fresh = new.weight.detach().clone()
-    assert "1 of 2 classes" in written.load_into(model, new, ["x", "b"])
-    torch.testing.assert_close(new.weight[3:6], head.weight[3:6])
-    torch.testing.assert_close(new.weight[:3], fresh[:3])
 
 
 @pytest.mark.parametrize(
