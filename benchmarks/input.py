@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import torch
 from measure import in_turn, medians, seconds
+from photos import drawn
 
 from landmark_retrieval.data.augmentation import AlbumentationsTransform, FastTransform
 from landmark_retrieval.data.decode import check, covering_scale, decode_stored
@@ -40,20 +41,6 @@ RANKS, WORKERS = 64, 8
 
 
 # --- photos to batches ---
-
-
-def drawn(folder: Path, count: int = 32) -> Path:
-    from landmark_retrieval.data.procedural import generate
-
-    generate(folder / "drawn", 4, 2, count, 4, 2, workers=1, progress=False)
-    out = folder / "photos"
-    out.mkdir()
-    for number, path in enumerate(list_photos(folder / "drawn" / "train")):
-        image = cv2.imread(str(path))
-        scale = 800 / max(image.shape)
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(out / f"{number}.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 92))
-    return out
 
 
 def straightforward(photos: list[bytes], side: int) -> torch.Tensor:

@@ -54,6 +54,7 @@ def add_zoo(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.columns import aligned
     from landmark_retrieval.zoo.records import find, list_models, tags_of
 
     rows: list[dict[str, Any]] = []
@@ -76,9 +77,7 @@ def _list(arguments: argparse.Namespace) -> None:
     for row in rows:
         tags = [*row["weights"], *(f"({tag})" for tag in row["by_hand"])]
         lines.append((row["name"], row["model"], str(row["image_size"]), ", ".join(tags) or "-"))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(aligned(lines)))
     if any(row["by_hand"] for row in rows):
         print("(tag): cannot be fetched, `landmark-retrieval zoo info NAME` says what to do", file=sys.stderr)
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -285,7 +286,7 @@ def test_help_of_each_command(tmp_path):
 def test_curriculum_dry_run(tmp_path):
     ended = python("-m", "landmark_retrieval.curriculum", "curriculum=dolg_b5", "--dry-run", cwd=tmp_path)
     assert ended.returncode == 0
-    assert "train_medium: 29 epochs of set x at 448 px, batch 20, lr 0.0001, from pretrain_small" in ended.stdout
+    assert re.search(r"train_medium +29 of 40  x +448  20 x \S+ +0.0001  pretrain_small +~92,800,000", ended.stdout)
     assert list(tmp_path.iterdir()) == []
 
 

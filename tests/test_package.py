@@ -104,11 +104,12 @@ def test_the_code_in_the_readme_runs():
         exec(block.replace('"tf_efficientnet_b5.ns_jft_in1k", pretrained=True', '"resnet18"').replace("448", "64"), {})
 
 
-def test_the_figures_in_the_docs_are_those_of_the_models(tmp_path):
-    subprocess.run([sys.executable, str(ROOT / "docs" / "draw_models.py"), str(tmp_path)], check=True)
+def test_the_figures_in_the_docs_are_those_of_the_code(tmp_path):
+    for script in ("draw_models.py", "draw_curriculum.py"):
+        subprocess.run([sys.executable, str(ROOT / "docs" / script), str(tmp_path)], check=True)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert drawn == {path.name: path.read_text() for path in (ROOT / "docs" / "figures").iterdir()}
-    text = (ROOT / "docs" / "models.md").read_text()
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("models.md", "curriculum.md"))
     assert all(f"figures/{name}" in text for name in drawn)
 
 

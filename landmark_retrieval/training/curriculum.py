@@ -1,15 +1,20 @@
-"""Run stages one after another, each in a process of its own, from the hand-over of the one before."""
+"""Run stages one after another, each in processes of its own, from the hand-over of the one before."""
 
-import os
-import subprocess
-import sys
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
 from landmark_retrieval.training.configs import choices, compose, conf_folder
-from landmark_retrieval.training.handoff import Handoff
+from landmark_retrieval.training.launchers import Launcher, LocalLauncher
+from landmark_retrieval.training.ranks import Ranks, free_port
+
+if TYPE_CHECKING:
+    from landmark_retrieval.training.handoff import Handoff
+
+_FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,20 @@ class PlannedStage:
         )
 
 
+def curricula() -> list[str]:
+    """The names of all curricula, without those that are lists of others."""
+    return [name for name in choices("curriculum") if "lists" not in _recipe(name)]
+
+
+def listed(name: str) -> list[str] | None:
+    """The names in a list of curricula; None if `name` is a curriculum.
+
+    Raises:
+        LandmarkRetrievalError: neither is called so.
+    """
+    return _recipe(name).get("lists")
+
+
 def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedStage]:
     """Compose every stage of `conf/curriculum/<name>.yaml`: a mistake in the last one shows before the first runs.
 
@@ -43,16 +62,16 @@ def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedSta
         overrides: `key=value`, for every stage; they win over what the curriculum says.
 
     Raises:
-        LandmarkRetrievalError: no such curriculum; an unknown key; a stage that follows one that is not before it.
+        LandmarkRetrievalError: no such curriculum, or a list of them; an unknown key; a stage that follows one that is
+            not before it.
     """
     from omegaconf import OmegaConf
 
-    path = conf_folder() / "curriculum" / f"{name}.yaml"
-    if not path.exists():
+    recipe = _recipe(name)
+    if "lists" in recipe:
         raise LandmarkRetrievalError(
-            f"There is no curriculum {name!r}: choose one of {', '.join(choices('curriculum'))}."
+            f"{name} is a list of curricula and has no stages: choose one of {', '.join(recipe['lists'])}."
         )
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(path))
     stages: list[PlannedStage] = []
     for stage in recipe["stages"]:
         own = (f"+stage={stage['stage']}", *recipe.get("overrides", ()), *stage.get("overrides", ()), *overrides)
@@ -61,7 +80,7 @@ def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedSta
         if after and not config["stage"]["weights"] and after not in [earlier.name for earlier in stages]:
             raise LandmarkRetrievalError(
                 f"Stage {stage['stage']} of curriculum {name} follows {after}, which does not come before it: mend "
-                f"{path}, or set stage.after or stage.weights for it."
+                f"{_path(name)}, or set stage.after or stage.weights for it."
             )
         stages.append(PlannedStage(own, config))
     return stages
@@ -70,50 +89,102 @@ def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedSta
 def run_curriculum(
     stages: Sequence[PlannedStage],
     say: Callable[[str], None] = print,
-    after_stage: Callable[[Handoff], None] | None = None,
-) -> list[Handoff]:
+    after_stage: "Callable[[Handoff], None] | None" = None,
+    launcher: Launcher | None = None,
+) -> "list[Handoff]":
     """Run the stages in order, skipping those that are finished and unchanged.
+
+    Under torchrun or srun each process calls this, and runs its process of each stage. The first one decides for all
+    which stages are finished, and is the only one that says something.
 
     Args:
         stages: from `plan_curriculum`.
         say: receives a sentence about each stage.
-        after_stage: called with each hand-over.
+        after_stage: called with each hand-over, in the first process.
+        launcher: starts the stages; on this machine if None.
 
     Returns:
-        The hand-over of each stage.
+        The hand-over of each stage; of several processes, in the first one alone.
 
     Raises:
         LandmarkRetrievalError: a stage failed; it has said why.
+        KeyboardInterrupt: Ctrl-C.
+        Terminated: this process, or a stage, got SIGTERM; what is done is saved.
     """
-    from landmark_retrieval.training.stage import finished_handoff
-
+    ranks = Ranks.here()
+    if ranks.rank:
+        say, after_stage = _silence, None
     handoffs: list[Handoff] = []
-    for number, stage in enumerate(stages, 1):
-        handoff = finished_handoff(stage.config)
-        if handoff:
-            say(f"[{number}/{len(stages)}] {stage.name} is finished: {handoff.folder}")
-        else:
-            say(f"[{number}/{len(stages)}] {stage.describe()}")
-            command = [sys.executable, "-m", "landmark_retrieval.train", *stage.overrides]
-            code = subprocess.run(command, check=False, env=_environment()).returncode
-            if code == 130:
-                raise KeyboardInterrupt
-            handoff = finished_handoff(stage.config)
-            if code or not handoff:
+    launcher = launcher or LocalLauncher()
+    with contextlib.closing(launcher), ranks.meeting() as meeting:
+        for number, stage in enumerate(stages, 1):
+
+            def decide(stage: PlannedStage = stage) -> str:
+                return _FINISHED if _finished(stage.config) else free_port()
+
+            decision = meeting.agree(f"stage {number}", decide)
+            if decision == _FINISHED:
+                say(f"[{number}/{len(stages)}] {stage.name} is finished: {stage.config['run_dir']}")
+            else:
+                say(f"[{number}/{len(stages)}] {stage.describe()}")
+                following = stages[number].overrides if number < len(stages) else None
+                environment = meeting.environment(decision)
+                meanwhile = None if ranks.rank else _import_stage
+                code = launcher.run(stage.overrides, stage.config, environment, say, following, meanwhile)
+                _check(stage, code)
+            if ranks.rank:
+                continue
+            handoff = _finished(stage.config)
+            if not handoff:
                 raise LandmarkRetrievalError(
-                    f"Stage {stage.name} ended with exit code {code}: mend what it says above and run the curriculum "
-                    "again; finished stages are kept."
+                    f"Stage {stage.name} ended, but what is in {stage.config['run_dir']} is not its result: did "
+                    "something else write there, or change its data? Run the curriculum again."
                 )
-        handoffs.append(handoff)
-        if after_stage:
-            after_stage(handoff)
+            handoffs.append(handoff)
+            if after_stage:
+                after_stage(handoff)
     return handoffs
 
 
-def _environment() -> dict[str, str]:
-    """On a CPU, let glibc keep large blocks: giving them back to the system costs a quarter of a step."""
-    import torch
+def _check(stage: PlannedStage, code: int) -> None:
+    if code == 130:
+        raise KeyboardInterrupt
+    if code == 143:
+        raise Terminated(f"stage {stage.name} was stopped by SIGTERM")
+    if code:
+        raise LandmarkRetrievalError(
+            f"Stage {stage.name} ended with exit code {code}: mend what it says above and run the curriculum again; "
+            "finished stages are kept."
+        )
 
-    if torch.cuda.is_available():
-        return dict(os.environ)
-    return {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30), **os.environ}
+
+def _finished(config: dict[str, Any]) -> "Handoff | None":
+    if not (Path(config["run_dir"]) / "handoff.json").exists():
+        return None  # found out without the seconds that the next line takes
+    from landmark_retrieval.training.stage import finished_handoff
+
+    return finished_handoff(config)
+
+
+def _import_stage() -> None:
+    """What it takes to check a stage's result: seconds, which pass while the stage starts."""
+    import landmark_retrieval.training.stage  # noqa: F401
+
+
+def _silence(sentence: str) -> None:
+    pass
+
+
+def _path(name: str) -> Path:
+    return conf_folder() / "curriculum" / f"{name}.yaml"
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if not _path(name).exists():
+        raise LandmarkRetrievalError(
+            f"There is no curriculum {name!r}: choose one of {', '.join(choices('curriculum'))}."
+        )
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(_path(name)))
+    return recipe

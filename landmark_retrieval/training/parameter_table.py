@@ -1,9 +1,11 @@
 """What a stage starts with, module by module: what trains, what stands still, and where its weights come from."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
+
+from landmark_retrieval.columns import aligned
 
 COLUMNS = ("parameters", "trainable", "frozen", "carried over", "new", "dropped")
 
@@ -51,13 +53,4 @@ def parameter_table(parameters: Mapping[str, nn.Parameter], frozen: Collection[s
     everything = rows.pop("all")
     rows["all"] = everything
     lines = [["", *COLUMNS], *([row, *(f"{cells[column]:,}" for column in COLUMNS)] for row, cells in rows.items())]
-    return _aligned(lines)
-
-
-def _aligned(lines: Iterable[list[str]]) -> str:
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    return "\n".join(aligned(lines, right=range(1, len(COLUMNS) + 1)))

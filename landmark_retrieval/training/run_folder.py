@@ -17,8 +17,9 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
 from landmark_retrieval.training import checkpoints
 
-# the decoding processes of a run that was killed hold its lock until they notice, within 5 s
-_PATIENCE = 15.0
+# s; the decoding processes of a run that was killed hold its lock until they notice, within 5, and a run whose chain
+# was killed may take 60 to save what it did
+_PATIENCE = 75.0
 
 
 def first_process() -> bool:

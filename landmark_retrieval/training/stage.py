@@ -67,11 +67,11 @@ def _train(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     data = make(LandmarkDataModule, **config["data"], seed=config["seed"])
     classes = list(data.train.classes)
     model, head, origin = starting_point(config, _parent(config), classes, data.train.class_counts)
-    if config["grad_checkpointing"]:
-        make(model.set_grad_checkpointing)
     if config["trainer"]["sync_batchnorm"]:
         # timm's, since torch's own would drop the activations that timm keeps inside its BatchNorm layers
         model = convert_sync_batchnorm(model)
+    if config["grad_checkpointing"]:
+        make(model.set_grad_checkpointing)
     module = make(
         LandmarkModule,
         model,

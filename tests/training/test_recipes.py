@@ -16,16 +16,13 @@ from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer
 
 from landmark_retrieval.training.configs import choices, compose, conf_folder
-from landmark_retrieval.training.curriculum import PlannedStage, plan_curriculum
+from landmark_retrieval.training.curriculum import PlannedStage, curricula, plan_curriculum
 from landmark_retrieval.training.stage import build, run_stage
 from landmark_retrieval.zoo.registry import ARCHITECTURES
 
 # as written; composed when a test asks for them
-RECIPES: dict[str, Any] = {
-    name: OmegaConf.load(conf_folder() / "curriculum" / f"{name}.yaml") for name in choices("curriculum")
-}
-# others list curricula
-CURRICULA = [name for name, recipe in RECIPES.items() if "stages" in recipe]
+RECIPES: dict[str, Any] = {name: OmegaConf.load(conf_folder() / "curriculum" / f"{name}.yaml") for name in curricula()}
+CURRICULA = list(RECIPES)
 STAGES = [(name, number) for name in CURRICULA for number in range(len(RECIPES[name]["stages"]))]
 ALONE = sorted({*choices("stage")} - {stage["stage"] for name in CURRICULA for stage in RECIPES[name]["stages"]})
 GLDV2C_CLASSES, GLDV2_CLASSES = 81_313, 203_094

@@ -1,0 +1,107 @@
+"""A chain that is killed ten times, in and between its stages, ends as if nothing had happened."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+STAGES = ("pretrain_small", "train_medium", "finetune_large")
+INTERVAL = 2
+# of 40 photos of set c and 48 of set full in batches of 8
+STEPS = {"pretrain_small": 2 * 5, "train_medium": 2 * 6, "finetune_large": 2 * 6}
+
+
+@pytest.fixture
+def chain(tiny, tmp_path):
+    """name -> the command of a chain in a folder of that name, which logs its steps; and where."""
+
+    def make(name):
+        log = tmp_path / f"{name}.steps"
+        overrides = [
+            f"run_dir='{tmp_path / name}/${{stage.name}}'",
+            "+logger.steps._target_=step_log.StepLog",
+            f"+logger.steps.path={log}",
+            "+logger.steps.stage=${stage.name}",
+            f"checkpoint_steps={INTERVAL}",
+            "optimizer.lr=1e-3",
+            "stage.ema=0.9",
+            "stage.freeze=[{attention:1}]",
+        ]
+        return [sys.executable, "-m", "landmark_retrieval.curriculum", "curriculum=dolg_lite0", *tiny, *overrides], log
+
+    return make
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+
+
+def computed(log):
+    """Steps in the order in which they were computed, also twice."""
+    return [(stage, int(step)) for stage, step in map(str.split, log.read_text().splitlines())] if log.exists() else []
+
+
+def kill(chain, victim):
+    """The chain alone, the stage alone, or all of it as when the machine loses power."""
+    family = chain.children(recursive=True)
+    stages = [process for process in family if "+stage" in " ".join(_words(process))]
+    for process in {"chain": [chain], "stage": stages, "all": [chain, *family]}[victim]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
+def _words(process):
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(chain, tmp_path):
+    command, log = chain("whole")
+    whole = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert computed(log) == [(stage, step) for stage in STAGES for step in range(STEPS[stage])]
+
+    command, log = chain("cut")
+    luck = random.Random(7)
+    # after which computed step, and how long after it: validation, hand-over and the start of the next stage among it
+    total = sum(STEPS.values())
+    moments = [(step, luck.uniform(0, 2.5)) for step in sorted(luck.sample(range(total), 10))]
+    seen = 0
+    for step, wait in moments:
+        process = psutil.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and len({*computed(log)}) <= step:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(wait)
+        kill(process, luck.choice(["chain", "stage", "all"]))
+        process.wait()
+        seen += 1
+    last = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert seen == 10
+
+    for stage in STAGES:
+        for file in ("model.safetensors", "head.safetensors"):
+            expected, found = (load_file(tmp_path / name / stage / file) for name in ("whole", "cut"))
+            assert all(torch.equal(expected[key], found[key]) for key in expected), (stage, file)
+
+    # every step was computed, and none further back than the checkpoint before a kill
+    steps = computed(log)
+    assert {*steps} == {(stage, step) for stage in STAGES for step in range(STEPS[stage])}
+    again = len(steps) - total
+    assert again <= 10 * INTERVAL
+    for (stage, step), (next_stage, following) in itertools.pairwise(steps):
+        assert stage != next_stage or following > step - INTERVAL
