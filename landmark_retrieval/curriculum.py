@@ -2,6 +2,7 @@
 curriculum."""
 
 import argparse
+from pathlib import Path
 
 from landmark_retrieval.commands import exit_on_error
 
@@ -15,6 +16,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="curriculum=NAME, and config keys for every stage"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="with stages, curricula and other config groups of one's own"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument(
@@ -67,12 +71,12 @@ def main() -> None:
         raise LandmarkRetrievalError(f"Choose a curriculum with curriculum=NAME, one of {', '.join(curricula())}.")
     if min(1 if arguments.rate is None else arguments.rate, arguments.rate_size) <= 0:
         raise LandmarkRetrievalError("--rate and --rate-size take numbers above 0.")
-    if listed(chosen[0]) is not None:
+    if listed(chosen[0], arguments.config_dir) is not None:
         from landmark_retrieval.training.curriculum_table import table_of_curricula
 
         print(table_of_curricula(chosen[0]))
         return
-    stages = plan_curriculum(chosen[0], overrides)
+    stages = plan_curriculum(chosen[0], overrides, arguments.config_dir)
     if first:
         print(f"Curriculum {chosen[0]}, {stages[0].config['name']}:")
         print(table([stage.config for stage in stages], arguments.rate, arguments.rate_size), flush=True)

@@ -45,21 +45,22 @@ def curricula() -> list[str]:
     return [name for name in choices("curriculum") if "lists" not in _recipe(name)]
 
 
-def listed(name: str) -> list[str] | None:
-    """The names in a list of curricula; None if `name` is a curriculum.
+def listed(name: str, own: Path | None = None) -> list[str] | None:
+    """The names in a list of curricula; None if `name` is a curriculum. `own`: as in `plan_curriculum`.
 
     Raises:
         LandmarkRetrievalError: neither is called so.
     """
-    return _recipe(name).get("lists")
+    return _recipe(name, own).get("lists")
 
 
-def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedStage]:
+def plan_curriculum(name: str, overrides: Sequence[str] = (), own: Path | None = None) -> list[PlannedStage]:
     """Compose every stage of `conf/curriculum/<name>.yaml`: a mistake in the last one shows before the first runs.
 
     Args:
         name: of the curriculum.
         overrides: `key=value`, for every stage; they win over what the curriculum says.
+        own: a folder with config groups beside those of the package: `stage`, `curriculum`, `model`, ...
 
     Raises:
         LandmarkRetrievalError: no such curriculum, or a list of them; an unknown key; a stage that follows one that is
@@ -67,22 +68,24 @@ def plan_curriculum(name: str, overrides: Sequence[str] = ()) -> list[PlannedSta
     """
     from omegaconf import OmegaConf
 
-    recipe = _recipe(name)
+    recipe = _recipe(name, own)
+    if own:
+        overrides = (f"hydra.searchpath=[file://{own.absolute()}]", *overrides)
     if "lists" in recipe:
         raise LandmarkRetrievalError(
             f"{name} is a list of curricula and has no stages: choose one of {', '.join(recipe['lists'])}."
         )
     stages: list[PlannedStage] = []
     for stage in recipe["stages"]:
-        own = (f"+stage={stage['stage']}", *recipe.get("overrides", ()), *stage.get("overrides", ()), *overrides)
-        config: Any = OmegaConf.to_container(compose(own), resolve=True)
+        words = (f"+stage={stage['stage']}", *recipe.get("overrides", ()), *stage.get("overrides", ()), *overrides)
+        config: Any = OmegaConf.to_container(compose(words), resolve=True)
         after = config["stage"]["after"]
         if after and not config["stage"]["weights"] and after not in [earlier.name for earlier in stages]:
             raise LandmarkRetrievalError(
                 f"Stage {stage['stage']} of curriculum {name} follows {after}, which does not come before it: mend "
-                f"{_path(name)}, or set stage.after or stage.weights for it."
+                f"{_path(name, own)}, or set stage.after or stage.weights for it."
             )
-        stages.append(PlannedStage(own, config))
+        stages.append(PlannedStage(words, config))
     return stages
 
 
@@ -175,16 +178,29 @@ def _silence(sentence: str) -> None:
     pass
 
 
-def _path(name: str) -> Path:
-    return conf_folder() / "curriculum" / f"{name}.yaml"
+def _path(name: str, own: Path | None) -> Path:
+    paths = [folder / "curriculum" / f"{name}.yaml" for folder in (own, conf_folder()) if folder]
+    return next((path for path in paths if path.exists()), paths[-1])
 
 
-def _recipe(name: str) -> dict[str, Any]:
+def _recipe(name: str, own: Path | None = None) -> dict[str, Any]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    if not _path(name).exists():
+    path = _path(name, own)
+    if not path.exists():
+        there = f" {own} has none of that name either." if own else ""
         raise LandmarkRetrievalError(
-            f"There is no curriculum {name!r}: choose one of {', '.join(choices('curriculum'))}."
+            f"There is no curriculum {name!r}: choose one of {', '.join(choices('curriculum'))}.{there}"
         )
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(_path(name)))
+    try:
+        recipe: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise LandmarkRetrievalError(f"{path} is not a curriculum ({' '.join(str(error).split())}): mend it.") from None
+    if not isinstance(recipe, dict) or not any(isinstance(recipe.get(key), list) for key in ("stages", "lists")):
+        raise LandmarkRetrievalError(f"{path} names no stages: see docs/curriculum.md for what a curriculum holds.")
+    for stage in recipe.get("stages", ()):
+        if not isinstance(stage, dict) or not isinstance(stage.get("stage"), str):
+            raise LandmarkRetrievalError(f"{path}: {stage!r} is no stage; write `- stage: NAME`, and its overrides.")
     return recipe

@@ -89,6 +89,28 @@ def test_mistakes(override, message):
         compose(["+stage=pretrain_small", override] if "stage" not in override else [override])
 
 
+def test_stages_and_curricula_of_ones_own(tmp_path):
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "curriculum").mkdir()
+    shipped = (conf_folder() / "stage" / "train_medium.yaml").read_text()
+    (tmp_path / "stage" / "mine.yaml").write_text(shipped.replace("name: train_medium", "name: mine"))
+    own = "stages: [{stage: pretrain_small}, {stage: mine, overrides: [optimizer.lr=7]}, {stage: finetune_large}]"
+    (tmp_path / "curriculum" / "chain.yaml").write_text(own)
+    stages = plan_curriculum("chain", ["stage.after=null"], tmp_path)
+    assert [stage.name for stage in stages] == ["pretrain_small", "mine", "finetune_large"]
+    assert stages[1].config["optimizer"]["lr"] == 7
+    # the package's own are still there
+    assert plan_curriculum("dolg_b5", [], tmp_path)
+    for text, message in (
+        ("stages: [{stage: [}", "chain.yaml is not a curriculum"),
+        ("stage: mine", "names no stages"),
+        ("stages: [mine]", "'mine' is no stage; write `- stage: NAME`"),
+    ):
+        (tmp_path / "curriculum" / "chain.yaml").write_text(text)
+        with pytest.raises(LandmarkRetrievalError, match=message):
+            plan_curriculum("chain", [], tmp_path)
+
+
 def test_a_curriculum_that_does_not_exist_or_breaks_its_chain():
     with pytest.raises(LandmarkRetrievalError, match=r"no curriculum 'dolg_b55': choose one of demo, dolg_b5"):
         plan_curriculum("dolg_b55")
