@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# processes for the tests; each takes up to 3 GB of memory
+WORKERS ?= 2
 
 .PHONY: demo test lint clean
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) demo outputs build dist

@@ -28,7 +28,8 @@ def exit_on_error(command: Callable[P, R]) -> Callable[P, R]:
             print(f"error: {error.filename}: {error.strerror}: choose another path, or mend that one.", file=sys.stderr)
             sys.exit(2)
         except Terminated as stopped:
-            print(f"{stopped}; the same command carries on where it stopped", file=sys.stderr)
+            if str(stopped):
+                print(f"{stopped}; the same command carries on where it stopped", file=sys.stderr)
             sys.exit(stopped.code)
         except KeyboardInterrupt:
             print("interrupted; the same command carries on where it stopped", file=sys.stderr)

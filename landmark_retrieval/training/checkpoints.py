@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -104,6 +104,7 @@ def between_steps(trainer: pl.Trainer) -> bool:
 
 class StopOnSigterm(pl.Callback):
     """On SIGTERM (of Slurm before it takes a machine away, of a person): finish the step, write `within.ckpt`, end.
+    In a job of Slurm on SIGUSR1 too, by which it says so earlier if asked to (`sbatch --signal`).
 
     In validation it is finished first. Of several processes it is enough that one gets the signal; they ask each other
     every few steps, where the trainer's own way would make the host wait for the device in each.
@@ -112,20 +113,22 @@ class StopOnSigterm(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / FOLDER / f"{WITHIN}.ckpt"
         self.asked = False
-        self._before: Any = None
+        self._signals = [signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
+        self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in self._signals}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: D102
-        if self._before is not None and signal.getsignal(signal.SIGTERM) == self._ask:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._ask:
+                signal.signal(number, before)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         if self._agreed(trainer):
-            raise Terminated(f"stopped by SIGTERM after epoch {trainer.current_epoch - 1}")
+            _end(trainer, f"{trainer.current_epoch} epochs")
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,7 +137,7 @@ class StopOnSigterm(pl.Callback):
             return
         if self._agreed(trainer):
             trainer.save_checkpoint(self.path)
-            raise Terminated(f"stopped by SIGTERM after step {trainer.global_step}")
+            _end(trainer, f"step {trainer.global_step}")
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -145,6 +148,11 @@ class StopOnSigterm(pl.Callback):
         asked = torch.tensor(float(self.asked), device=trainer.strategy.root_device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         return bool(asked)
+
+
+def _end(trainer: pl.Trainer, done: str) -> NoReturn:
+    # one of several processes says so
+    raise Terminated(f"stopped by SIGTERM after {done}" if trainer.is_global_zero else "")
 
 
 class MovingAverage(WeightAveraging):

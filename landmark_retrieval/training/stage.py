@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from timm.layers import convert_sync_batchnorm
 
@@ -187,6 +188,10 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
             raise LandmarkRetrievalError("stage.ema averages a whole head: leave out head.sharded or stage.ema.")
         callbacks.append(make(MovingAverage, stage["ema"]))
     callbacks.append(StopOnSigterm(folder))
+    plugins: list[Any] = [WholeFiles()]
+    if SLURMEnvironment.detect():
+        # its own requeueing leaves a checkpoint that a later run would take up, whatever has changed
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     best_of = "val/map_at_100" if validated else None
     callbacks += make(checkpoints, folder, best_of, config["checkpoint_steps"])
     return make(
@@ -195,7 +200,7 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         max_epochs=stage["stop"] or stage["epochs"],
         logger=False,
         callbacks=callbacks,
-        plugins=[WholeFiles()],
+        plugins=plugins,
         default_root_dir=folder,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,

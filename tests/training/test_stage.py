@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from landmark_retrieval import DOLGNet
 from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
 from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
 from landmark_retrieval.training import stage as module
+from landmark_retrieval.training.checkpoints import latest
 from landmark_retrieval.training.configs import compose
 from landmark_retrieval.training.handoff import Handoff
 from landmark_retrieval.training.stage import finished_handoff, run_stage
@@ -370,6 +372,28 @@ def test_on_sigterm_a_stage_ends_between_two_steps_and_carries_on_there(config, 
     resumed = run_stage(cut)
     assert seen == list(range(10))
     assert same_weights(whole.folder, resumed.folder)
+
+
+def test_of_several_processes_one_that_is_told_stops_all(tiny, tmp_path):
+    """The signal reaches the first process alone."""
+    overrides = ["stage.epochs=1000", "run_dir=run", "checkpoint_steps=1000000", "stage.freeze=[backbone]"]
+    command = [sys.executable, "-m", "landmark_retrieval.train", "+stage=pretrain_small", *tiny, "data.batch_size=4"]
+    command += ["trainer.devices=2", "trainer.strategy=ddp", *overrides]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(1200):
+            if (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():  # an epoch is over
+                break
+            assert running.poll() is None, running.stdout.read()
+            time.sleep(0.1)
+        running.terminate()
+        out, _ = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 143, out
+    assert out.count("stopped by SIGTERM after") == 1
+    # within an epoch or after one, as it happened
+    assert torch.load(latest(tmp_path / "run"), weights_only=True)["global_step"] >= 5
 
 
 def test_weights_and_biases_shows_one_run(config, tmp_path, monkeypatch):
