@@ -5,9 +5,9 @@
 
 A step takes a batch of uint8 photos (B, S, S, 3), normalises it on the device, and goes through model and head (3
 centers a class, margins by class frequency), backward, and Adam. Ours is the form of the trainer: channels_last, the
-head chunk by chunk, fused Adam, on a GPU bfloat16 autocast. The straightforward form is that of the code released in
-2021: NCHW, all stages of the EfficientNet, the full map of fused features, the whole matrix of cosines, Adam parameter
-by parameter, on a GPU float16 autocast with a scaler of the loss. Both are float32 on a CPU.
+head chunk by chunk, fused Adam, a look at the norm of the gradients, on a GPU bfloat16 autocast. The straightforward form is that of the code released in
+2021: NCHW, all stages of the EfficientNet, the full map of fused features, the whole matrix of cosines, Adam
+that is not fused, on a GPU float16 autocast with a scaler of the loss. Both are float32 on a CPU.
 
 Before anything is timed, losses, gradients and the weights after a step are compared, with the model in float64: a deep
 network with random weights makes a hundredth of the gradients out of the rounding of float32. Times are medians, ratios
@@ -49,6 +49,8 @@ from landmark_retrieval.data.mixture import Mixture
 from landmark_retrieval.data.prepare import shard_folder
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from landmark_retrieval.heads import SubCenterArcFace, dynamic_margins
+from landmark_retrieval.training.freezing import batchnorms
+from landmark_retrieval.training.stability import StepGuard
 
 GPU = DEVICE == "cuda"
 # name -> (px, batch)
@@ -78,19 +80,29 @@ class Training:
     ) -> None:
         self.net, self.head, self.prepare, self.dtype = net.to(DEVICE).train(), head, prepare, dtype
         parameters = [*net.parameters(), *head.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=LR, fused=fused, foreach=None if fused else False)
+        # not fused, torch chooses by itself: one loop over all parameters on a CPU, a few kernels on a GPU
+        self.optimizer = torch.optim.Adam(parameters, lr=LR, fused=fused)
+        self.parameters, self.guard = parameters, StepGuard() if fused else None
+        self.norms = batchnorms(dict(net.named_modules()))
         self.scaler = torch.amp.GradScaler(DEVICE, enabled=GPU and dtype == torch.float16)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         images, labels = (part.to(DEVICE, non_blocking=True) for part in (images, labels))
+        if self.guard:
+            self.guard.before_step(self.norms, images.device)
         with torch.autocast(DEVICE, self.dtype, enabled=GPU):
-            return self.head(self.net(self.prepare(images)), labels)
+            loss = self.head(self.net(self.prepare(images)), labels)
+        if self.guard:
+            self.guard.see_loss(loss)
+        return loss
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
     def update(self) -> None:
+        if self.guard:  # as the trainer leaves out a step that is not finite
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, self.guard.see_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -74,7 +74,7 @@ def main() -> None:
     if listed(chosen[0], arguments.config_dir) is not None:
         from landmark_retrieval.training.curriculum_table import table_of_curricula
 
-        print(table_of_curricula(chosen[0]))
+        print(table_of_curricula(chosen[0], arguments.config_dir))
         return
     stages = plan_curriculum(chosen[0], overrides, arguments.config_dir)
     if first:

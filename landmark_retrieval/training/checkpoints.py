@@ -56,22 +56,21 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def checkpoints(folder: Path, best_of: str | None, every_n_steps: int | None) -> list[pl.Callback]:
-    """The callbacks that write `last.ckpt` and `best.ckpt` after each epoch and `within.ckpt` every so many steps.
+    """The callbacks that write `last.ckpt` after each epoch, `best.ckpt` after the best, `within.ckpt` between them.
 
     Args:
         folder: of the run.
-        best_of: the figure whose greatest value is the best; None: the last epoch is.
+        best_of: the figure whose greatest value is the best; None: no epoch is.
         every_n_steps: None: after each epoch only.
     """
-    after_epochs = ModelCheckpoint(
-        folder / FOLDER, filename="best", monitor=best_of, mode="max", save_last=True, enable_version_counter=False
-    )
-    if not every_n_steps:
-        return [after_epochs]
-    within = _WithinEpochs(
-        folder / FOLDER, filename=WITHIN, every_n_train_steps=every_n_steps, enable_version_counter=False
-    )
-    return [after_epochs, within]
+    where: dict[str, Any] = {"dirpath": folder / FOLDER, "enable_version_counter": False}
+    # not `save_last` of the one for the best, which leaves out the epochs that are not
+    found: list[pl.Callback] = [ModelCheckpoint(filename=LAST, save_on_train_epoch_end=True, **where)]
+    if best_of:
+        found.append(ModelCheckpoint(filename="best", monitor=best_of, mode="max", **where))
+    if every_n_steps:
+        found.append(_WithinEpochs(filename=WITHIN, every_n_train_steps=every_n_steps, **where))
+    return found
 
 
 def latest(folder: Path) -> Path | None:
@@ -84,7 +83,7 @@ def delete_all(folder: Path) -> None:
     """Delete the checkpoints in the folder of a run, and what a killed run left half written."""
     for pattern in ("*.ckpt", ".*.partial"):
         for old in (folder / FOLDER).glob(pattern):
-            old.unlink(missing_ok=True)  # several processes may be at it
+            old.unlink(missing_ok=True)
 
 
 class _WithinEpochs(ModelCheckpoint):
@@ -108,6 +107,8 @@ class StopOnSigterm(pl.Callback):
 
     In validation it is finished first. Of several processes it is enough that one gets the signal; they ask each other
     every few steps, where the trainer's own way would make the host wait for the device in each.
+
+    Signals are heard within its `with` block.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -116,15 +117,19 @@ class StopOnSigterm(pl.Callback):
         self._signals = [signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    def __enter__(self) -> "StopOnSigterm":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in self._signals}
+        return self
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: D102
+    def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
-            if signal.getsignal(number) == self._ask:
-                signal.signal(number, before)
+            signal.signal(number, before)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: D102
+        # the trainer's handler talks to the other processes at whatever moment the signal comes
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         if self._agreed(trainer):
@@ -170,6 +175,16 @@ class MovingAverage(WeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: D102
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
+        assert self._average_model is not None
+        # torch looks at it in each step, for which the host would wait on a GPU
+        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        assert self._average_model is not None
+        if trainer.world_size > 1:  # each process has seen statistics of its own
+            for buffer in self._average_model.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        super().on_validation_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         # a run that had only its hand-over left to write has not come by the end of a training

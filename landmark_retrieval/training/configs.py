@@ -8,6 +8,20 @@ from typing import Any
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 
+_NUMBERS = ("stage.epochs", "data.image_size", "data.batch_size", "optimizer.lr")
+_STAGE: dict[str, Any] = {
+    "after": None,
+    "weights": None,
+    "stop": None,
+    "warmup_epochs": 1,
+    "freeze": [],
+    "freeze_batchnorm": [],
+    "surgery": None,
+    "head": "same",
+    "ema": None,
+}
+"""What a stage is if it does not say."""
+
 
 def conf_folder() -> Path:
     """The folder of the Hydra groups: inside the package once installed, beside it in a checkout."""
@@ -33,6 +47,58 @@ def compose(overrides: Sequence[str]) -> Any:
             return hydra_compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise LandmarkRetrievalError(_sentence(error, overrides)) from error
+
+
+def plain(overrides: Sequence[str]) -> dict[str, Any]:
+    """As `compose`, as plain Python types.
+
+    Raises:
+        LandmarkRetrievalError: see `compose`; also a reference to a key that there is not, no stage, or a value of the
+            wrong kind where numbers are needed.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    composed = compose(overrides)
+    try:
+        config: Any = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise LandmarkRetrievalError(_sentence(error, overrides)) from error
+    return checked(config)
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with what its stage leaves out.
+
+    Raises:
+        LandmarkRetrievalError: no stage, a key that stages do not have, or no number where one is needed.
+    """
+    if not config["stage"]:
+        raise no_stage()
+    config = {**config, "stage": {**_STAGE, **config["stage"]}}
+    known = ("name", "epochs", *_STAGE)
+    for key in config["stage"]:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 2)
+            raise LandmarkRetrievalError(
+                f"A stage has no key {key!r}: {f'did you mean {near[0]}?' if near else 'it has ' + ', '.join(known)}"
+            )
+    for key in ("stage.name", *_NUMBERS):
+        group, _, name = key.partition(".")
+        value = config[group].get(name)
+        if key == "stage.name":
+            if not isinstance(value, str):
+                raise LandmarkRetrievalError("The stage has no name: set stage.name.")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise LandmarkRetrievalError(f"{key} is a number, not {value!r}.")
+    return config
+
+
+def start_of(config: dict[str, Any]) -> str:
+    """What a stage starts from: another one, a folder, ImageNet or nothing; and the surgery."""
+    stage = config["stage"]
+    start = stage["weights"] or stage["after"] or ("ImageNet" if config["model"].get("pretrained") else "scratch")
+    return f"{start} + {stage['surgery']}" if stage["surgery"] else str(start)
 
 
 def no_stage() -> LandmarkRetrievalError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
-from landmark_retrieval.training.configs import choices, compose, conf_folder
+from landmark_retrieval.training.configs import choices, conf_folder, plain, start_of
 from landmark_retrieval.training.launchers import Launcher, LocalLauncher
 from landmark_retrieval.training.ranks import Ranks, free_port
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from landmark_retrieval.training.handoff import Handoff
 
 _FINISHED = "finished"
+_STAGE_KEYS = {"stage", "overrides"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PlannedStage:
         epochs = stage["stop"] or stage["epochs"]
         return (
             f"{self.name}: {epochs} epochs of set {data['train_set']} at {data['image_size']} px, batch "
-            f"{data['batch_size']}, lr {self.config['optimizer']['lr']:g}, from {stage['after'] or 'ImageNet'} -> "
+            f"{data['batch_size']}, lr {self.config['optimizer']['lr']:g}, from {start_of(self.config)} -> "
             f"{self.config['run_dir']}"
         )
 
@@ -63,14 +64,15 @@ def plan_curriculum(name: str, overrides: Sequence[str] = (), own: Path | None =
         own: a folder with config groups beside those of the package: `stage`, `curriculum`, `model`, ...
 
     Raises:
-        LandmarkRetrievalError: no such curriculum, or a list of them; an unknown key; a stage that follows one that is
-            not before it.
+        LandmarkRetrievalError: no such curriculum, or a list of them; an unknown key or a value of the wrong kind; a
+            stage that follows one that is not before it, or writes into the folder of another.
     """
-    from omegaconf import OmegaConf
-
+    if own and not own.is_dir():
+        raise LandmarkRetrievalError(f"There is no folder {own}: name one that holds config groups, such as stage/.")
     recipe = _recipe(name, own)
     if own:
-        overrides = (f"hydra.searchpath=[file://{own.absolute()}]", *overrides)
+        path = str(own.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+        overrides = (f"hydra.searchpath=['file://{path}']", *overrides)
     if "lists" in recipe:
         raise LandmarkRetrievalError(
             f"{name} is a list of curricula and has no stages: choose one of {', '.join(recipe['lists'])}."
@@ -78,15 +80,32 @@ def plan_curriculum(name: str, overrides: Sequence[str] = (), own: Path | None =
     stages: list[PlannedStage] = []
     for stage in recipe["stages"]:
         words = (f"+stage={stage['stage']}", *recipe.get("overrides", ()), *stage.get("overrides", ()), *overrides)
-        config: Any = OmegaConf.to_container(compose(words), resolve=True)
-        after = config["stage"]["after"]
-        if after and not config["stage"]["weights"] and after not in [earlier.name for earlier in stages]:
-            raise LandmarkRetrievalError(
-                f"Stage {stage['stage']} of curriculum {name} follows {after}, which does not come before it: mend "
-                f"{_path(name, own)}, or set stage.after or stage.weights for it."
-            )
-        stages.append(PlannedStage(words, config))
+        planned = PlannedStage(words, plain(words))
+        _check_place(planned, stages, f"Stage {stage['stage']} of curriculum {name}", _path(name, own))
+        stages.append(planned)
     return stages
+
+
+def _check_place(stage: PlannedStage, before: Sequence[PlannedStage], what: str, path: Path) -> None:
+    after, folder = stage.config["stage"]["after"], Path(stage.config["run_dir"])
+    for earlier in before:
+        if Path(earlier.config["run_dir"]) == folder:
+            raise LandmarkRetrievalError(
+                f"{what} writes into the folder of stage {earlier.name}, {folder}: keep ${{stage.name}} in run_dir, "
+                f"and give each stage in {path} a stage.name of its own."
+            )
+    if after and not stage.config["stage"]["weights"]:
+        parent = next((earlier for earlier in before if earlier.name == after), None)
+        if parent is None:
+            raise LandmarkRetrievalError(
+                f"{what} follows {after}, which does not come before it: mend {path}, or set stage.after or "
+                "stage.weights for it."
+            )
+        if Path(parent.config["run_dir"]) != folder.parent / after:
+            raise LandmarkRetrievalError(
+                f"{what} looks for what {after} hands over in {folder.parent / after}, which writes into "
+                f"{parent.config['run_dir']}: put ${{stage.name}} at the end of run_dir."
+            )
 
 
 def run_curriculum(
@@ -137,7 +156,8 @@ def run_curriculum(
                 _check(stage, code)
             if ranks.rank:
                 continue
-            handoff = _finished(stage.config)
+            # what resume=false does again is finished now all the same
+            handoff = _finished({**stage.config, "resume": True})
             if not handoff:
                 raise LandmarkRetrievalError(
                     f"Stage {stage.name} ended, but what is in {stage.config['run_dir']} is not its result: did "
@@ -198,9 +218,17 @@ def _recipe(name: str, own: Path | None = None) -> dict[str, Any]:
         recipe: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException) as error:
         raise LandmarkRetrievalError(f"{path} is not a curriculum ({' '.join(str(error).split())}): mend it.") from None
-    if not isinstance(recipe, dict) or not any(isinstance(recipe.get(key), list) for key in ("stages", "lists")):
+    if not isinstance(recipe, dict) or not any(
+        isinstance(recipe.get(key), list) and recipe[key] for key in ("stages", "lists")
+    ):
         raise LandmarkRetrievalError(f"{path} names no stages: see docs/curriculum.md for what a curriculum holds.")
+    if unknown := recipe.keys() - {"stages", "lists", "overrides"}:
+        raise LandmarkRetrievalError(f"{path} has {', '.join(sorted(unknown))}; it holds `overrides` and `stages`.")
     for stage in recipe.get("stages", ()):
-        if not isinstance(stage, dict) or not isinstance(stage.get("stage"), str):
+        if not isinstance(stage, dict) or not isinstance(stage.get("stage"), str) or stage.keys() - _STAGE_KEYS:
             raise LandmarkRetrievalError(f"{path}: {stage!r} is no stage; write `- stage: NAME`, and its overrides.")
+    for part in (recipe, *recipe.get("stages", ())):
+        overrides = part.get("overrides", [])
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise LandmarkRetrievalError(f"{path}: overrides are a list of key=value, not {overrides!r}.")
     return recipe

@@ -1,23 +1,27 @@
 """A list of curricula as a table: model, stages, and what its authors reached."""
 
+from pathlib import Path
+
 from landmark_retrieval.columns import aligned
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.training.curriculum import listed, plan_curriculum
 from landmark_retrieval.zoo.registry import ARCHITECTURES
 
 
-def table_of_curricula(name: str) -> str:
+def table_of_curricula(name: str, own: Path | None = None) -> str:
     """The table of a list of curricula, with the sources of its figures and how to run one.
+
+    `own`: see `plan_curriculum`.
 
     Raises:
         LandmarkRetrievalError: no such list.
     """
-    names = listed(name) or []
+    names = listed(name, own) or []
     lines = [["curriculum", "model", "px of its stages", "published"]]
     sources: dict[str, str] = {}
     for curriculum in names:
         try:
-            stages = plan_curriculum(curriculum)
+            stages = plan_curriculum(curriculum, own=own)
         except LandmarkRetrievalError as error:
             lines.append([curriculum, "?", str(error), ""])
             continue

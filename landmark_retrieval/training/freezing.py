@@ -32,7 +32,8 @@ def read_patterns(entries: Sequence[str | Mapping[str, int]], names: Iterable[st
     patterns: dict[str, float] = {}
     for entry in entries:
         for pattern, epochs in entry.items() if isinstance(entry, Mapping) else ((entry, math.inf),):
-            if not isinstance(epochs, int | float) or epochs < 0:
+            whole = entry is pattern
+            if not whole and (isinstance(epochs, bool) or not isinstance(epochs, int | float) or not 0 <= epochs < 1e9):
                 raise LandmarkRetrievalError(
                     f"{key}: {pattern!r} stands still for {epochs!r} epochs; give a number, or the pattern alone for "
                     "the whole stage."

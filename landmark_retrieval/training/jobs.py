@@ -50,6 +50,23 @@ class SubmititLauncher:
         meanwhile: Callable[[], None] | None = None,
     ) -> int:
         folder = (Path(config["run_dir"]) / "jobs").resolve()
+        while True:
+            code, asked = self._job(folder, overrides, config, environment, say, meanwhile)
+            if code != 143 or asked:
+                return code
+            # of Slurm, before it takes the machine: submitit leaves it at that, where the stage has saved and ended
+            say("The job was stopped by SIGTERM, and is queued again.")
+
+    def _job(
+        self,
+        folder: Path,
+        overrides: Sequence[str],
+        config: dict[str, Any],
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
+        meanwhile: Callable[[], None] | None,
+    ) -> tuple[int, bool]:
+        """The exit code of a job, and whether it was this process that was asked to stop."""
         try:
             executor = self._submitit.AutoExecutor(
                 folder, self._cluster, slurm_max_num_timeout=_TIMEOUTS, local_max_num_timeout=_TIMEOUTS
@@ -71,10 +88,10 @@ class SubmititLauncher:
                 if signals.code:
                     job.cancel(check=False)
                     say(f"Job {job.job_id} is cancelled.")
-                    return signals.code
+                    return signals.code, True
                 time.sleep(0.5)
         try:
-            return max(job.results())
+            return max(job.results()), bool(signals.code)
         except (self._submitit.core.utils.UncompletedJobError, self._submitit.core.utils.FailedJobError) as error:
             raise LandmarkRetrievalError(
                 f"Job {job.job_id} of stage {config['stage']['name']} came to no end of its own ({job.state}): see "

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from landmark_retrieval.errors import LandmarkRetrievalError
+
 GRACE = 60.0
 """Seconds that a stage has to save its checkpoint once it was asked to stop."""
 
@@ -109,6 +111,11 @@ class LocalLauncher:
     """
 
     def __init__(self) -> None:
+        if os.name == "nt":
+            raise LandmarkRetrievalError(
+                "Chains need process groups, which Windows does not have: run each stage with python -m "
+                "landmark_retrieval.train +stage=NAME, or use WSL."
+            )
         self._waiting: tuple[tuple[str, ...], subprocess.Popen[str]] | None = None
         self._running: subprocess.Popen[str] | None = None
 

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from landmark_retrieval.data.batches import Batch
 from landmark_retrieval.data.datamodule import LandmarkDataModule
@@ -46,7 +47,8 @@ class LandmarkModule(pl.LightningModule):
         freeze_batchnorm: patterns of modules that learn but keep their BatchNorm statistics.
         sharded: split the classes of the head over the processes, see `ShardedSubCenterArcFace`.
         sample_rate: of its classes, if they are split.
-        max_bad_steps: so many steps in a row whose loss or gradient is not finite end the run, see `StepGuard`.
+        max_bad_steps: so many steps in a row whose loss or gradient is not finite end the run, see `StepGuard`; looked
+            at in the steps that are logged, and in the last of an epoch.
         seed: of what models draw at random in a step (drop path).
 
     Logged: `train/loss` (of several processes the mean, in the steps that are logged; between them the progress bar
@@ -185,7 +187,7 @@ class LandmarkModule(pl.LightningModule):
             self.weight_decay,
             self.momentum,
             # the trainer cannot clip what such an optimizer is to unscale
-            fused=not (self._scaler and self.trainer.gradient_clip_val),
+            fused=not (self._scaler is not None and self.trainer.gradient_clip_val),
         )
         steps = max(1, self.trainer.estimated_stepping_batches / max(1, self.trainer.max_epochs or 1))
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -230,10 +232,21 @@ class LandmarkModule(pl.LightningModule):
                 parameter.grad = None
         bad = self._guard.see_gradients(held)
         if self._scaler is None:
-            # the optimizer looks at it on the device; under float16 the scaler says the same
+            # the optimizer looks at it on the device; under float16 the scaler has its own eye on the gradients, which
+            # are not finite where the loss is not, in all processes
             optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
             self.log("train/gradient_norm", self._guard.norm)
         self.log("train/skipped_steps", self._guard.skipped)
+
+    def configure_gradient_clipping(  # noqa: D102
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self._scaler is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:  # which the trainer refuses a fused optimizer under bfloat16, where nothing is scaled
+            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+            clip(held, gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: D102
         steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -249,13 +262,19 @@ class LandmarkModule(pl.LightningModule):
         if in_a_row < self.max_bad_steps:
             return
         about = {"epoch": self.current_epoch, "step": self.global_step, "rank": self.global_rank}
-        sheet = Path(self.trainer.default_root_dir) / "bad_batch.png"
-        if self.trainer.is_global_zero:
-            save_batch(sheet.parent, batch["images"], batch["labels"], about)
+        folder = Path(self.trainer.default_root_dir)
+        if self.trainer.is_global_zero or bool(self._guard.bad_loss):
+            name = f"bad_batch-{self.global_rank}" if self.global_rank else "bad_batch"
+            save_batch(folder, name, batch["images"], batch["labels"], about)
+        self.trainer.strategy.barrier()
+        if not self.trainer.is_global_zero:  # one of several processes says so
+            raise SystemExit(2)
         raise LandmarkRetrievalError(
             f"Loss or gradient was not a finite number in {in_a_row} steps in a row, up to step {self.global_step} in "
-            f"epoch {self.current_epoch}; all of them were left out. The last batch is in {sheet} and bad_batch.pt: "
-            "look at its photos, set a smaller optimizer.lr, trainer.gradient_clip_val, or trainer.precision=32-true."
+            f"epoch {self.current_epoch}; all of them were left out. The last batch is in {folder / 'bad_batch.png'} "
+            "and bad_batch.pt (of several processes those whose loss it was have their own): look at its photos, set a "
+            "smaller optimizer.lr, trainer.gradient_clip_val, or trainer.precision=32-true; another config starts the "
+            "stage again."
         )
 
     def on_train_epoch_end(self) -> None:  # noqa: D102

@@ -32,7 +32,7 @@ def parameter_table(parameters: Mapping[str, nn.Parameter], frozen: Collection[s
 
     Args:
         parameters: by name; those of the head begin with "head.".
-        frozen: names of those that stand still in the epoch that begins.
+        frozen: names of those that stand still in the first epoch.
         origin: where they come from.
     """
     rows: dict[str, dict[str, int]] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from landmark_retrieval.columns import aligned
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.training.configs import start_of
 from landmark_retrieval.training.ranks import Ranks
 
 RATE_SIZE = 448
@@ -67,18 +68,20 @@ class Row:
 def rows(configs: Sequence[dict[str, Any]]) -> list[Row]:
     """What is known of each stage of a chain. Data that is not there is no error."""
     found = []
-    reason = ""
+    ahead: dict[Path, int] = {}  # folders of stages that will run, and their numbers
     for number, config in enumerate(configs, 1):
         row = Row(config)
         _count(row)
-        _look(row, reason)
-        stage = config["stage"]
+        stage, folder = config["stage"], Path(config["run_dir"])
+        parent = Path(stage["weights"]) if stage["weights"] else folder.parent / str(stage["after"])
+        _look(row, f"it comes after stage {ahead[parent]}" if parent in ahead else "")
         for key in ("freeze", "freeze_batchnorm"):
             if patterns := _patterns(stage.get(key)):
                 what = "frozen" if key == "freeze" else "BatchNorm statistics kept"
                 row.notes.append(f"{what}: {patterns}")
-        if row.state != FINISHED and not reason:
-            reason = f"it comes after stage {number}"
+        if row.state != FINISHED:
+            # of a row of stages the first is the reason
+            ahead[folder] = ahead.get(parent, number)
         found.append(row)
     return found
 
@@ -98,7 +101,7 @@ def table(configs: Sequence[dict[str, Any]], rate: float | None = None, rate_siz
         stage, data = row.config["stage"], row.config["data"]
         epochs = f"{row.epochs}" if row.epochs == stage["epochs"] else f"{row.epochs} of {stage['epochs']}"
         line = [str(number), stage["name"], epochs, _set(data["train_set"]), str(data["image_size"])]
-        line += [_batch(row.config), f"{row.config['optimizer']['lr']:g}", _start(row.config)]
+        line += [_batch(row.config), f"{row.config['optimizer']['lr']:g}", start_of(row.config)]
         lines.append([*line, _images(row.images, row.counted), row.state])
     left = [row for row in plan if row.state != FINISHED]
     totals = [["", title, *[""] * 6, _images(_sum(part), _counted(part)), ""] for title, part in _parts(plan, left)]
@@ -157,7 +160,7 @@ def _look(row: Row, reason: str) -> None:
     if not (page.exists() or begun):
         return
     if not row.config["resume"]:
-        reason = reason or "of resume=false"
+        reason = reason or "resume is false"
     changed: list[str] = []
     if not reason:
         # imported where there is something to compare: it takes seconds
@@ -172,8 +175,14 @@ def _look(row: Row, reason: str) -> None:
                 row.state = FINISHED
                 return
             had = read_json(record, "record of the run", f"delete {folder}") if begun else None
-            if had is not None and {**had, "processes": None} == {**wanted, "processes": None}:
-                row.state = CARRIES_ON
+            now = processes(row.config)
+            wanted["precision"] = (had or {}).get("precision")
+            if had is not None and {**had, "processes": now} == {**wanted, "processes": now}:
+                if now is None or had.get("processes") == now:
+                    row.state = CARRIES_ON
+                    return
+                row.state = AGAIN
+                row.notes.append(f"to do again, since it had {had.get('processes')} processes, not {now}")
                 return
             before = had if made is None else made
             changed = changed_keys(before or {}, {**wanted, "processes": (before or {}).get("processes")})
@@ -205,13 +214,6 @@ def _batch(config: dict[str, Any]) -> str:
         if count == 1:
             parts.pop()
     return " x ".join(parts)
-
-
-def _start(config: dict[str, Any]) -> str:
-    stage = config["stage"]
-    start = stage["weights"] or stage["after"] or ("ImageNet" if config["model"].get("pretrained") else "scratch")
-    surgery = stage.get("surgery")
-    return f"{start} + {surgery}" if surgery else str(start)
 
 
 def _patterns(entries: Any) -> str:

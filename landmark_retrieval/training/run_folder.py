@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.files import read_json, write_json
+from landmark_retrieval.files import open_replacing, read_json, write_json
 from landmark_retrieval.training import checkpoints
 
 # s; the decoding processes of a run that was killed hold its lock until they notice, within 5, and a run whose chain
@@ -67,32 +67,42 @@ def _holder(folder: Path) -> str:
         return "which does not say where"
 
 
-def begin(folder: Path, wanted: dict[str, Any], resume: bool, say: Callable[[str], None]) -> str | None:
-    """Where to carry on, if the folder holds an unfinished run with these decisive parts of the config.
+def to_carry_on(folder: Path, wanted: dict[str, Any], resume: bool, say: Callable[[str], None]) -> str | None:
+    """The checkpoint to carry on with, if the folder holds an unfinished run with these decisive parts of the config.
 
-    Otherwise what is there of another run is deleted, and this one is put on record.
+    Changes nothing.
     """
     record = folder / "config.json"
     last = checkpoints.latest(folder)
-    if resume and last and record.exists():
-        before = read_json(record, "record of the run", f"delete {folder}")
-        if before == wanted:
-            say(f"Carrying on from {last}.")
-            _keep_log(folder / "logs" / "csv" / "metrics.csv")
-            return str(last)
-        if before | {"processes": wanted["processes"]} == wanted:
-            had = before.get("processes")
-            say(f"The run in this folder had {had} processes, not {wanted['processes']}: starting again.")
-        else:
-            say(
-                "The config has changed since the last run in this folder "
-                f"({', '.join(changed_keys(before, wanted)[:5])}): starting again."
-            )
-    checkpoints.delete_all(folder)
-    if first_process():
-        (folder / "wandb_id.txt").unlink(missing_ok=True)
-    write_json(record, wanted)
+    if not (resume and last and record.exists()):
+        return None
+    before = read_json(record, "record of the run", f"delete {folder}")
+    if before == wanted:
+        say(f"Carrying on from {last}.")
+        return str(last)
+    if before | {"processes": wanted.get("processes")} == wanted:
+        had = before.get("processes")
+        say(f"The run in this folder had {had} processes, not {wanted['processes']}: starting again.")
+    else:
+        say(
+            "The config has changed since the last run in this folder "
+            f"({', '.join(changed_keys(before, wanted)[:5])}): starting again."
+        )
     return None
+
+
+def begin(folder: Path, wanted: dict[str, Any], carry_on: bool) -> None:
+    """Make the folder ready for a run; of several processes, the first one does.
+
+    The log of the run that is carried on is moved aside. Otherwise what is there of another run is deleted, and this
+    one is put on record.
+    """
+    if carry_on:
+        _keep_log(folder / "logs" / "csv" / "metrics.csv")
+        return
+    checkpoints.delete_all(folder)
+    (folder / "wandb_id.txt").unlink(missing_ok=True)
+    write_json(folder / "config.json", wanted)
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -111,13 +121,13 @@ def wandb_id(folder: Path) -> str:
     """The id under which Weights & Biases shows this run, also after it was taken up again, on line or off."""
     path = folder / "wandb_id.txt"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
+        with open_replacing(path) as file:
+            file.write(secrets.token_hex(4))
     return path.read_text()
 
 
 def _keep_log(path: Path) -> None:
     """Move the log of the interrupted run aside, which the logger would delete."""
     numbers = (number for number in itertools.count(1) if not path.with_stem(f"metrics-{number}").exists())
-    with contextlib.suppress(FileNotFoundError):  # of several processes one is the first
+    with contextlib.suppress(FileNotFoundError):
         path.rename(path.with_stem(f"metrics-{next(numbers)}"))

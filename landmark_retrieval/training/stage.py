@@ -1,6 +1,8 @@
 """Run one stage from its composed config: data, model, head, training, hand-over."""
 
+import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from timm.layers import convert_sync_batchnorm
 
@@ -18,18 +21,36 @@ from landmark_retrieval.data.places import place
 from landmark_retrieval.data.remote.cache import Cache
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from landmark_retrieval.errors import LandmarkRetrievalError, Terminated
+from landmark_retrieval.training.agreement import first_decides, first_does, started_by_trainer, stop_others
 from landmark_retrieval.training.checkpoints import MovingAverage, StopOnSigterm, WholeFiles, checkpoints
-from landmark_retrieval.training.configs import no_stage
+from landmark_retrieval.training.configs import checked
 from landmark_retrieval.training.handoff import PAGE, Handoff
 from landmark_retrieval.training.module import LandmarkModule
 from landmark_retrieval.training.parameter_table import parameter_table
-from landmark_retrieval.training.run_folder import begin, first_process, locked, wandb_id
+from landmark_retrieval.training.run_folder import begin, first_process, locked, to_carry_on, wandb_id
 from landmark_retrieval.training.starting_point import SHARDING, build, make, model_arguments, starting_point
 
 # what may differ between two calls for the second to carry on with what the first began
-_FREE_KEYS = ("logger", "run_dir", "resume", "default_stage", "checkpoint_steps", "max_bad_steps", "grad_checkpointing")
+_FREE_KEYS = (
+    "name",
+    "logger",
+    "run_dir",
+    "resume",
+    "default_stage",
+    "checkpoint_steps",
+    "max_bad_steps",
+    "grad_checkpointing",
+)
 _FREE_DATA_KEYS = ("root", "num_workers", "cache_dir", "cache_gb")
-_FREE_TRAINER_KEYS = ("accelerator", "strategy", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps")
+_FREE_TRAINER_KEYS = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "num_sanity_val_steps",
+)
 
 
 # of several processes only the first one talks
@@ -50,19 +71,30 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
         LandmarkRetrievalError: no stage chosen, an earlier stage's hand-over is missing, or whatever model, head or
             data object to.
     """
-    stage = config["stage"]
-    if not stage:
-        raise no_stage()
-    folder = Path(config["run_dir"])
-    with locked(folder, say):
-        if finished := finished_handoff(config):
+    config = checked(config)
+    stage, folder = config["stage"], Path(config["run_dir"])
+    _quieten()
+    trainer = _trainer(config, folder)
+    with contextlib.ExitStack() as held:
+
+        def decide() -> tuple[bool, str | None]:
+            """Whether the stage is finished; the checkpoint to carry on with."""
+            held.enter_context(locked(folder, say))
+            if finished_handoff(config):
+                return True, None
+            return False, to_carry_on(folder, _record(config, trainer), config["resume"], say)
+
+        finished, checkpoint = first_decides(trainer, decide)
+        if finished:
             say(f"Stage {stage['name']} is finished, see {folder / PAGE}; nothing to do.")
-            return finished
-        _quieten()
-        return _train(config, folder, say)
+        else:
+            _train(config, folder, trainer, checkpoint, say)
+        return Handoff.read(folder, "run the stage again")
 
 
-def _train(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Handoff:
+def _train(
+    config: dict[str, Any], folder: Path, trainer: pl.Trainer, checkpoint: str | None, say: Callable[[str], None]
+) -> None:
     stage = config["stage"]
     make(pl.seed_everything, config["seed"], workers=True, verbose=False)
     data = make(LandmarkDataModule, **config["data"], seed=config["seed"])
@@ -72,7 +104,7 @@ def _train(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
         # timm's, since torch's own would drop the activations that timm keeps inside its BatchNorm layers
         model = convert_sync_batchnorm(model)
     if config["grad_checkpointing"]:
-        make(model.set_grad_checkpointing)
+        _checkpoint_gradients(model)
     module = make(
         LandmarkModule,
         model,
@@ -89,27 +121,38 @@ def _train(config: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     )
     say(parameter_table(module.by_name(), module.frozen(0), origin))
     del head  # where its classes are split, no process keeps the whole of it
-    trainer = _trainer(config, folder, bool(data.retrieval_solution))
+    best_of = "val/map_at_100" if data.retrieval_solution else None
+    stop = StopOnSigterm(folder)
+    kept = make(checkpoints, folder, best_of, config["checkpoint_steps"])
+    trainer.callbacks += [stop, *kept]  # type: ignore[attr-defined]
     decisive = comparable(config)
-    # another number of processes is another number of batches
-    checkpoint = begin(folder, {**decisive, "processes": trainer.world_size}, config["resume"], say)
+    if first_process():
+        begin(folder, _record(config, trainer), checkpoint is not None)
     trainer.loggers = _loggers(config, folder)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Terminated:
-        raise
-    except SystemExit:  # what the trainer makes of Ctrl-C
-        if trainer.interrupted:
+        with stop:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as ended:
+        agreed = isinstance(ended, Terminated) or ended.code == 2
+        if agreed and started_by_trainer(trainer):
+            # any other code would be taken for a failure, and the first process killed before it has said why
+            raise SystemExit(0) from None
+        if not agreed and trainer.interrupted:  # what the trainer makes of Ctrl-C
             raise KeyboardInterrupt from None
+        raise
+    except Exception:
+        stop_others(trainer)
         raise
     weight = module.head.full_weight()  # of which each process may hold a part
     # a run that had only its hand-over left to write has measured nothing now
     metrics = module.metrics_so_far | {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if trainer.is_global_zero:
-        card = _card(config, data)
-        Handoff.write(folder, stage["name"], model, weight, card, classes, metrics, decisive)
-    trainer.strategy.barrier()
-    return Handoff.read(folder, "run the stage again")
+    # those of a last step that was left out are no numbers
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def hand_over() -> None:
+        Handoff.write(folder, stage["name"], model, weight, _card(config, data), classes, metrics, decisive)
+
+    first_does(trainer, hand_over)
 
 
 def finished_handoff(config: dict[str, Any]) -> Handoff | None:
@@ -125,6 +168,8 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """What of a config decides the result, with fingerprints of the photos and of the weights it starts from."""
     kept = {key: value for key, value in config.items() if key not in _FREE_KEYS}
     kept["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _FREE_TRAINER_KEYS}
+    # where weights lie does not matter, but what they are, see below
+    kept["stage"] = {key: value for key, value in config["stage"].items() if key != "weights"}
     data = config["data"]
     kept["data"] = {key: value for key, value in data.items() if key not in _FREE_DATA_KEYS}
     cache = Cache.default(data["cache_dir"], data["cache_gb"])
@@ -156,6 +201,19 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", text)
 
 
+def _record(config: dict[str, Any], trainer: pl.Trainer) -> dict[str, Any]:
+    """What decides whether a run can be carried on: another number of processes is another number of batches."""
+    return {**comparable(config), "processes": trainer.world_size, "precision": str(trainer.precision)}
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise LandmarkRetrievalError(
+            f"grad_checkpointing=true: {type(model).__name__} has no set_grad_checkpointing; leave it out."
+        )
+    make(model.set_grad_checkpointing)
+
+
 def _parent_folder(config: dict[str, Any]) -> Path | None:
     stage = config["stage"]
     if stage["weights"]:
@@ -174,12 +232,17 @@ def _parent(config: dict[str, Any]) -> Handoff | None:
     return Handoff.read(folder, advice)
 
 
-def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Trainer:
+def _trainer(config: dict[str, Any], folder: Path) -> pl.Trainer:
+    """Without loggers and checkpoints, which follow when it is known what there is to do."""
     settings = {key: value for key, value in config["trainer"].items() if key != "sync_batchnorm"}
     if settings["precision"] is None:
         cuda = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
         settings["precision"] = (
-            "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+            "32-true"
+            if not cuda
+            else "bf16-mixed"
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else "16-mixed"
         )
     stage = config["stage"]
     callbacks: list[pl.Callback] = []
@@ -187,18 +250,19 @@ def _trainer(config: dict[str, Any], folder: Path, validated: bool) -> pl.Traine
         if config["head"]["sharded"]:
             raise LandmarkRetrievalError("stage.ema averages a whole head: leave out head.sharded or stage.ema.")
         callbacks.append(make(MovingAverage, stage["ema"]))
-    callbacks.append(StopOnSigterm(folder))
     plugins: list[Any] = [WholeFiles()]
-    if SLURMEnvironment.detect():
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         # its own requeueing leaves a checkpoint that a later run would take up, whatever has changed
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    best_of = "val/map_at_100" if validated else None
-    callbacks += make(checkpoints, folder, best_of, config["checkpoint_steps"])
+        plugins.append(make(SLURMEnvironment, auto_requeue=False))
+    if settings["enable_progress_bar"]:
+        # a look at the loss in each step would make the host wait for the device
+        callbacks.append(TQDMProgressBar(max(1, settings["log_every_n_steps"] or 1)))
     return make(
         pl.Trainer,
         **settings,
         max_epochs=stage["stop"] or stage["epochs"],
         logger=False,
+        enable_checkpointing=False,
         callbacks=callbacks,
         plugins=plugins,
         default_root_dir=folder,

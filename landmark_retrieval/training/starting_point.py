@@ -81,7 +81,7 @@ def make(factory: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         return factory(*arguments, **more)
     except LandmarkRetrievalError:
         raise
-    except (TypeError, ValueError, OSError, MisconfigurationException) as error:
+    except (TypeError, ValueError, OSError, RuntimeError, MisconfigurationException) as error:
         raise LandmarkRetrievalError(f"{getattr(factory, '__name__', factory)}: {error}") from error
 
 

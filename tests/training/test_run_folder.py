@@ -6,7 +6,7 @@ import pytest
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.training import run_folder
-from landmark_retrieval.training.run_folder import begin, changed_keys, locked, wandb_id
+from landmark_retrieval.training.run_folder import begin, changed_keys, locked, to_carry_on, wandb_id
 
 HOLD = """
 import sys, time
@@ -47,21 +47,29 @@ def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
 
 def test_what_was_begun_is_taken_up_only_with_the_same_config(tmp_path):
     said = []
+
+    def found(config, resume=True):
+        return to_carry_on(tmp_path, config, resume, said.append)
+
     config = {"optimizer": {"lr": 1.0, "kind": "adam"}, "processes": 2}
-    assert begin(tmp_path, config, True, said.append) is None
+    assert found(config) is None
+    begin(tmp_path, config, False)
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.write_text("")
-    assert begin(tmp_path, config, True, said.append) == str(last)
+    assert found(config) == str(last)
+    assert found(config, resume=False) is None
     other = {"optimizer": {"lr": 2.0, "kind": "adam"}, "processes": 2}
-    assert begin(tmp_path, other, True, said.append) is None
+    assert found(other) is None
     assert said[-1].endswith("in this folder (optimizer.lr): starting again.")
-    assert not last.exists()
-    last.write_text("")
-    assert begin(tmp_path, other | {"processes": 3}, True, said.append) is None
+    assert found(config | {"processes": 3}) is None
     assert said[-1] == "The run in this folder had 2 processes, not 3: starting again."
-    last.write_text("")
-    assert begin(tmp_path, other | {"processes": 3}, False, said.append) is None
+    # to look changes nothing; to begin another run does
+    assert last.exists()
+    begin(tmp_path, config, True)
+    assert last.exists()
+    begin(tmp_path, other, False)
+    assert not last.exists()
 
 
 def test_changed_keys():
@@ -70,8 +78,9 @@ def test_changed_keys():
 
 
 def test_the_id_of_a_run_lasts_as_long_as_the_run(tmp_path):
-    begin(tmp_path, {"processes": 1}, True, print)
+    begin(tmp_path, {"processes": 1}, False)
     first = wandb_id(tmp_path)
+    begin(tmp_path, {"processes": 1}, True)
     assert first == wandb_id(tmp_path)
-    begin(tmp_path, {"processes": 1, "lr": 3}, True, print)
+    begin(tmp_path, {"processes": 1, "lr": 3}, False)
     assert wandb_id(tmp_path) != first

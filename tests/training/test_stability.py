@@ -72,11 +72,11 @@ def test_statistics_that_stand_still_are_not_copied():
 
 def test_a_batch_to_look_at(tmp_path):
     images = torch.arange(5 * 4 * 4 * 3, dtype=torch.uint8).view(5, 4, 4, 3)
-    sheet = save_batch(tmp_path, images, torch.arange(5), {"step": 7})
-    saved = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    save_batch(tmp_path, "bad", images, torch.arange(5), {"step": 7})
+    saved = torch.load(tmp_path / "bad.pt", weights_only=True)
     assert saved["step"] == 7
     assert torch.equal(saved["images"], images)
-    picture = cv2.cvtColor(cv2.imread(str(sheet)), cv2.COLOR_BGR2RGB)
+    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "bad.png")), cv2.COLOR_BGR2RGB)
     assert picture.shape == (8, 12, 3)
     assert (picture[4:, 4:8] == images[4].numpy()).all()
     assert not picture[4:, 8:].any()

@@ -208,9 +208,9 @@ def poison(monkeypatch, steps):
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(config, monkeypatch):
-    poison(monkeypatch, lambda step: step in (0, 3, 4))
+    poison(monkeypatch, lambda step: step in (0, 3, 4, 9))  # the first and the last of them
     handoff = run_stage(config("pretrain_small", "trainer.log_every_n_steps=2"))
-    assert handoff.metrics["train/skipped_steps"] == 3
+    assert handoff.metrics["train/skipped_steps"] == 4
     assert all(value.isfinite().all() for value in load_file(handoff.folder / "model.safetensors").values())
 
 
@@ -228,6 +228,31 @@ def test_too_many_of_them_in_a_row_end_the_stage_with_the_batch_kept(config, mon
     # what was learned before is good, and can be taken up
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_checkpoint_is_written_after_each_epoch_and_of_the_best(config, monkeypatch):
+    figures = iter([0.2, 0.5, 0.4, 0.3])
+    monkeypatch.setattr(module.LandmarkModule, "_measure", lambda *_: {"val/map_at_100": next(figures)})
+    handoff = run_stage(config("pretrain_small", "stage.epochs=4"))
+    files = handoff.folder / "checkpoints"
+    kept = {path.stem: torch.load(path, weights_only=True)["epoch"] for path in files.iterdir()}
+    assert kept == {"last": 3, "best": 1}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped(config, tmp_path, precision):
+    """SGD without momentum moves by no more than rate times norm in each of ten steps."""
+    overrides = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.weight_decay=0", "stage.freeze_batchnorm=['*']")
+    overrides += (f"trainer.precision={precision}", "stage.warmup_epochs=0")
+
+    def end(name, *more):
+        run_stage(config("pretrain_small", *overrides, *more, f"run_dir={tmp_path}/{name}"))
+        return load_file(tmp_path / name / "model.safetensors")
+
+    start = end("start", "optimizer.lr=0")
+    clipped = end("clipped", "optimizer.lr=1e-3", "trainer.gradient_clip_val=0.5")
+    moved = sum((clipped[key] - start[key]).double().square().sum() for key in start) ** 0.5
+    assert 0 < moved <= 10 * 1e-3 * 0.5 * 1.001
 
 
 def test_float16_skips_what_overflows_and_logs_the_scale(config, monkeypatch):
