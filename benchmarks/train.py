@@ -5,9 +5,10 @@
 
 A step takes a batch of uint8 photos (B, S, S, 3), normalises it on the device, and goes through model and head (3
 centers a class, margins by class frequency), backward, and Adam. Ours is the form of the trainer: channels_last, the
-head chunk by chunk, fused Adam, a look at the norm of the gradients, on a GPU bfloat16 autocast. The straightforward form is that of the code released in
-2021: NCHW, all stages of the EfficientNet, the full map of fused features, the whole matrix of cosines, Adam
-that is not fused, on a GPU float16 autocast with a scaler of the loss. Both are float32 on a CPU.
+head chunk by chunk, fused Adam, a look at the norm of the gradients, on a GPU bfloat16 autocast. The straightforward
+form is that of the code released in 2021: NCHW, all stages of the EfficientNet, the full map of fused features, the
+whole matrix of cosines, Adam that is not fused, on a GPU float16 autocast with a scaler of the loss. Both are float32
+on a CPU.
 
 Before anything is timed, losses, gradients and the weights after a step are compared, with the model in float64: a deep
 network with random weights makes a hundredth of the gradients out of the rounding of float32. Times are medians, ratios

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.training.configs import choices, compose, conf_folder
+from landmark_retrieval.training.configs import checked, choices, compose, conf_folder
 from landmark_retrieval.training.curriculum import curricula, plan_curriculum
 
 
@@ -104,11 +105,65 @@ def test_stages_and_curricula_of_ones_own(tmp_path):
     for text, message in (
         ("stages: [{stage: [}", "chain.yaml is not a curriculum"),
         ("stage: mine", "names no stages"),
+        ("stages: []", "names no stages"),
         ("stages: [mine]", "'mine' is no stage; write `- stage: NAME`"),
+        ("stages: [{stage: mine, overides: []}]", "is no stage"),
+        ("overides: []\nstages: [{stage: mine}]", "has overides; it holds"),
+        ("overrides: model=x\nstages: [{stage: mine}]", "overrides are a list of key=value, not 'model=x'"),
+        ("stages: [{stage: mine, overrides: [{optimizer.lr: 3}]}]", "overrides are a list of key=value"),
+        (
+            "stages: [{stage: pretrain_small}, {stage: pretrain_small}]",
+            "writes into the folder of stage pretrain_small",
+        ),
     ):
         (tmp_path / "curriculum" / "chain.yaml").write_text(text)
         with pytest.raises(LandmarkRetrievalError, match=message):
             plan_curriculum("chain", [], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["with space", "a=b", "it's", "[x]", "ümläut", "a,b", "#1"])
+def test_a_folder_of_ones_own_may_be_called_anything(tmp_path, name):
+    folder = tmp_path / name / "stage"
+    folder.mkdir(parents=True)
+    shipped = (conf_folder() / "stage" / "pretrain_small.yaml").read_text()
+    (folder / "pretrain_small.yaml").write_text(shipped)
+    (folder.parent / "curriculum").mkdir()
+    (folder / "mine.yaml").write_text(shipped.replace("name: pretrain_small", "name: mine"))
+    (folder.parent / "curriculum" / "one.yaml").write_text("stages: [{stage: mine}]")
+    assert plan_curriculum("one", [], folder.parent)[0].name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run_dir=runs/one"], "writes into the folder of stage pretrain_small, runs/one: keep"),
+        (
+            ["run_dir='runs/${stage.name}/x'"],
+            r"looks for what pretrain_small hands over in runs/train_medium/pretrain_sm",
+        ),
+        (["optimizer.lr=1e-4x"], "optimizer.lr is a number, not '1e-4x'"),
+        (["stage.epochs=ten"], "stage.epochs is a number, not 'ten'"),
+        (["data.batch_size=null"], "data.batch_size is a number, not None"),
+        (["run_dir=${nope}"], "does not compose.*nope"),
+        (["+stage.frezze=[]"], "A stage has no key 'frezze': did you mean freeze"),
+    ],
+)
+def test_what_would_fail_later_fails_in_the_plan(overrides, message):
+    with pytest.raises(LandmarkRetrievalError, match=message):
+        plan_curriculum("dolg_b5", overrides)
+
+
+def test_no_folder_of_ones_own(tmp_path):
+    with pytest.raises(LandmarkRetrievalError, match=r"There is no folder .*nowhere: name one that holds config groups"):
+        plan_curriculum("dolg_b5", [], tmp_path / "nowhere")
+
+
+def test_a_stage_file_may_leave_out_what_is_usual():
+    config = compose(["+stage=pretrain_small"])
+    short = {"name": "short", "epochs": 3}
+    whole = checked({**OmegaConf.to_container(config, resolve=True), "stage": short})["stage"]
+    assert whole.keys() == config.stage.keys()
+    assert (whole["after"], whole["freeze"], whole["head"], whole["epochs"]) == (None, [], "same", 3)
 
 
 def test_a_curriculum_that_does_not_exist_or_breaks_its_chain():

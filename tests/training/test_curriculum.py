@@ -98,6 +98,17 @@ def test_a_chain_runs_to_its_end_and_only_what_has_changed_is_run_again(plan, ca
     assert states(chain) == ["finished"] * 3
 
 
+def test_what_is_to_be_done_again_is(small, tmp_path, capfd):
+    own = tmp_path / "own"
+    (own / "curriculum").mkdir(parents=True)
+    (own / "curriculum" / "one.yaml").write_text("stages: [{stage: pretrain_small}]")
+    stages = plan_curriculum("one", small(tmp_path, "resume=false"), own)
+    for _ in range(2):
+        assert [handoff.stage for handoff in run_curriculum(stages)] == ["pretrain_small"]
+    assert capfd.readouterr().out.count("Handed over to") == 2
+    assert "to do again, since resume is false" in table(configs(stages))
+
+
 def test_a_stage_that_fails_stops_the_chain_and_says_so(plan, tmp_path, capfd):
     with pytest.raises(LandmarkRetrievalError, match="Stage pretrain_small ended with exit code 2"):
         run_curriculum(plan("data.batch_size=500"))
