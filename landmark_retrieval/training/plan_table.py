@@ -176,16 +176,14 @@ def _look(row: Row, reason: str) -> None:
                 return
             had = read_json(record, "record of the run", f"delete {folder}") if begun else None
             now = processes(row.config)
-            wanted["precision"] = (had or {}).get("precision")
-            if had is not None and {**had, "processes": now} == {**wanted, "processes": now}:
+            if had is not None and _decisive(had) == wanted:
                 if now is None or had.get("processes") == now:
                     row.state = CARRIES_ON
                     return
                 row.state = AGAIN
                 row.notes.append(f"to do again, since it had {had.get('processes')} processes, not {now}")
                 return
-            before = had if made is None else made
-            changed = changed_keys(before or {}, {**wanted, "processes": (before or {}).get("processes")})
+            changed = changed_keys(_decisive(had or {}) if made is None else made, wanted)
         except (LandmarkRetrievalError, KeyError, TypeError) as error:
             row.state = UNKNOWN
             row.notes.append(f"what is in {folder} cannot be compared: {error}")
@@ -195,6 +193,11 @@ def _look(row: Row, reason: str) -> None:
         reason = f"{', '.join(names[:6])}{more} changed"
     row.state = AGAIN
     row.notes.append(f"to do again, since {reason}")
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """Of the record of a run, its config."""
+    return {key: value for key, value in record.items() if key not in ("processes", "precision")}
 
 
 def _set(train_set: Any) -> str:

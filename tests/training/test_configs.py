@@ -154,7 +154,9 @@ def test_what_would_fail_later_fails_in_the_plan(overrides, message):
 
 
 def test_no_folder_of_ones_own(tmp_path):
-    with pytest.raises(LandmarkRetrievalError, match=r"There is no folder .*nowhere: name one that holds config groups"):
+    with pytest.raises(
+        LandmarkRetrievalError, match=r"There is no folder .*nowhere: name one that holds config groups"
+    ):
         plan_curriculum("dolg_b5", [], tmp_path / "nowhere")
 
 
