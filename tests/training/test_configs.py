@@ -61,8 +61,8 @@ def test_each_curriculum_is_planned(curriculum):
 def test_gldv2_on_8_gpus_needs_no_more_words():
     command = [sys.executable, "-m", "landmark_retrieval.train", "trainer=ddp8", "data=gldv2x", "data.root=/nowhere"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    # this far without a stage on the command line, to where the photos should be
-    assert "no data at /nowhere" in ended.stderr
+    # this far without a stage on the command line: to the GPUs, or where there are some, to the photos
+    assert "No supported gpu backend found" in ended.stderr or "no data at /nowhere" in ended.stderr
     config = compose(["trainer=ddp8", "data=gldv2x", "+stage=train_from_imagenet"])
     assert (config.trainer.devices, config.trainer.strategy, config.trainer.sync_batchnorm) == (8, "ddp", True)
     assert (config.data.root, config.data.train_set, config.stage.after) == ("gldv2", "x", None)
