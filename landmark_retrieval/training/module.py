@@ -21,7 +21,7 @@ from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
 from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.training import freezing
-from landmark_retrieval.training.optimizers import hold, make_optimizer
+from landmark_retrieval.training.optimizers import held_by, hold, make_optimizer
 from landmark_retrieval.training.schedule import cosine_with_warmup
 from landmark_retrieval.training.stability import StepGuard, save_batch
 
@@ -225,7 +225,7 @@ class LandmarkModule(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: D102
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = held_by(optimizer)
         inside = {id(parameter) for parameter in held}
         for parameter in self.parameters():  # exchanged by several processes while it stands still
             if id(parameter) not in inside:
@@ -244,9 +244,8 @@ class LandmarkModule(pl.LightningModule):
         if self._scaler is not None:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:  # which the trainer refuses a fused optimizer under bfloat16, where nothing is scaled
-            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
-            clip(held, gradient_clip_val)
+            clip(held_by(optimizer), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: D102
         steps = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -301,8 +300,7 @@ class LandmarkModule(pl.LightningModule):
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if "optimizer_states" not in checkpoint:  # of weights alone
             return
-        groups = self.trainer.optimizers[0].param_groups
-        parameters = [parameter for group in groups for parameter in group["params"]]
+        parameters = held_by(self.trainer.optimizers[0])
         place = next((i for i, parameter in enumerate(parameters) if parameter is self.head.weight), None)
         checkpoint["head_place"] = place
         if isinstance(self.head, ShardedSubCenterArcFace) and place is not None:

@@ -46,10 +46,15 @@ def hold(optimizer: torch.optim.Optimizer, groups: Sequence[Sequence[nn.Paramete
     for group, parameters in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = list(parameters)
         _start_momentum(optimizer, group)
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = {id(parameter) for parameter in held_by(optimizer)}
     for parameter in list(optimizer.state):
         if id(parameter) not in held:
             del optimizer.state[parameter]
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimizer holds, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def run_stage(config: dict[str, Any], say: Callable[[str], None] = say_once) -> 
             held.enter_context(locked(folder, say))
             if finished_handoff(config):
                 return True, None
-            return False, to_carry_on(folder, _record(config, trainer), config["resume"], say)
+            return False, to_carry_on(folder, _record(comparable(config), trainer), config["resume"], say)
 
         finished, checkpoint = first_decides(trainer, decide)
         if finished:
@@ -127,7 +127,7 @@ def _train(
     trainer.callbacks += [stop, *kept]  # type: ignore[attr-defined]
     decisive = comparable(config)
     if first_process():
-        begin(folder, _record(config, trainer), checkpoint is not None)
+        begin(folder, _record(decisive, trainer), checkpoint is not None)
     trainer.loggers = _loggers(config, folder)
     try:
         with stop:
@@ -201,9 +201,9 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def _record(config: dict[str, Any], trainer: pl.Trainer) -> dict[str, Any]:
+def _record(decisive: dict[str, Any], trainer: pl.Trainer) -> dict[str, Any]:
     """What decides whether a run can be carried on: another number of processes is another number of batches."""
-    return {**comparable(config), "processes": trainer.world_size, "precision": str(trainer.precision)}
+    return {**decisive, "processes": trainer.world_size, "precision": str(trainer.precision)}
 
 
 def _checkpoint_gradients(model: Any) -> None:
