@@ -91,7 +91,8 @@ def test_ten_kills_leave_no_trace(chain, tmp_path):
         time.sleep(wait)
         alive = process.poll() is None
         kills += bool(alive and kill(process, luck.choice(["chain", "stage", "all"])))
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
         process.wait()
     last = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stdout + last.stderr
