@@ -1,5 +1,9 @@
-"""Exact nearest-neighbour search by cosine, in chunks."""
+"""Exact nearest-neighbour search by cosine, in chunks, on the CPU or on any number of GPUs."""
 
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -8,71 +12,155 @@ import torch
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+# changes a block of scores (queries, rows [start, stop) of the index) in place
+Adjust = Callable[[torch.Tensor, int, int], None]
+
+CHUNK = (1024, 16384)
 
 
-def exact_search(queries: Array, index: Array, k: int, chunk: tuple[int, int] = (1024, 16384)) -> tuple[Array, Array]:
+def exact_search(
+    queries: Array,
+    index: Any,
+    k: int,
+    chunk: tuple[int, int] = CHUNK,
+    devices: Sequence[str | torch.device] | None = None,
+) -> tuple[Array, Array]:
     """Find the k index rows with the largest dot product for each query.
 
-    Larger scores come first, on a tie the lower row number. The work is done in float32 on the device of `queries`,
-    in blocks of `chunk` scores, so memory does not grow with n_q * n_i; an index that lies elsewhere (host memory, a
-    memory-mapped file, float16) is brought over block by block.
+    Larger scores come first, on a tie the lower row number. The work is done in float32, in blocks of `chunk` scores,
+    so memory does not grow with n_q * n_i; an index that lies elsewhere (host memory, a memory-mapped file, float16) is
+    brought over block by block.
 
     Args:
         queries: (n_q, d), rows L2-normalised by the caller, so that the dot product is the cosine.
-        index: (n_i, d), rows L2-normalised by the caller.
+        index: (n_i, d), rows L2-normalised by the caller; an array, a tensor, or anything with `ndim`, `shape`, `len`
+            and slices that are arrays.
         k: how many rows per query, at least 1; more than n_i means n_i.
         chunk: how many queries and how many index rows to compare at once.
+        devices: where to compute; the index is split among them, side by side. By default the device of `queries`.
 
     Returns:
         indices (n_q, min(k, n_i)) int64 and scores (n_q, min(k, n_i)) float32, of the same kind (numpy or torch) as
         `queries`. Scores of unit rows lie in [-1, 1] up to rounding.
 
     Raises:
-        LandmarkRetrievalError: the shapes do not fit, the index is empty, k or a chunk is below 1, or a row holds NaN
-            or infinity (the row is named).
+        LandmarkRetrievalError: the shapes do not fit, the index is empty, k or a chunk is below 1, a device is not
+            there, or a row holds NaN or infinity (the row is named).
 
     Example:
         >>> indices, scores = exact_search(np.eye(2), np.array([[0.6, 0.8], [1.0, 0.0], [0.6, 0.8]]), k=2)
         >>> indices.tolist()
         [[1, 0], [0, 2]]
     """
-    _check(queries, index, k, chunk)
+    check_comparable(queries, index, k, chunk)
     k = min(k, len(index))
-    device = queries.device if isinstance(queries, torch.Tensor) else torch.device("cpu")
+    home = queries.device if isinstance(queries, torch.Tensor) else torch.device("cpu")
+    places = [_present(device) for device in devices] if devices else [home]
+    with full_precision():
+        if len(places) == 1:
+            indices, scores = best_rows(queries, index, k, chunk, places[0])
+        else:
+            indices, scores = _side_by_side(queries, index, k, chunk, places, home)
+    indices, scores = indices.to(home), scores.to(home)
+    return as_kind_of(queries, indices), as_kind_of(queries, scores)
+
+
+def best_rows(
+    queries: Any,
+    index: Any,
+    k: int,
+    chunk: tuple[int, int],
+    device: torch.device,
+    adjust: Callable[[int, int], Adjust] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The core of `exact_search`, on one device; inputs are checked by the caller.
+
+    Args:
+        queries: (n_q, d).
+        index: (n_i, d).
+        k: at most n_i.
+        chunk: queries and index rows at once.
+        device: where to compute.
+        adjust: called with the range of each chunk of queries, gives what changes its blocks of cosines before the best
+            are taken.
+
+    Returns:
+        indices (n_q, k) int64 and scores (n_q, k) float32, on the device.
+    """
     indices = torch.empty((len(queries), k), dtype=torch.int64, device=device)
     scores = torch.empty((len(queries), k), dtype=torch.float32, device=device)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(
-        "highest"
-    )  # TF32, which training may have switched on, would reorder close scores
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            for start in range(0, len(queries), chunk[0]):
-                stop = start + chunk[0]
-                block = _block(queries, start, stop, device, "queries")
-                indices[start:stop], scores[start:stop] = _search_block(block, index, k, chunk[1])
-    finally:
-        torch.set_float32_matmul_precision(precision)
-    if isinstance(queries, torch.Tensor):
-        return indices, scores
-    return indices.numpy(), scores.numpy()
+    buffer = torch.empty(min(chunk[0], len(queries)) * min(chunk[1], len(index)), device=device)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        for start in range(0, len(queries), chunk[0]):
+            stop = min(start + chunk[0], len(queries))
+            block = rows_of(queries, start, stop, device, "queries")
+            change = adjust(start, stop) if adjust else None
+            # what the first queries have found finite need not be looked at again
+            best = _search_block(block, index, k, chunk[1], buffer, change, check=start == 0)
+            indices[start:stop], scores[start:stop] = best
+    return indices, scores
 
 
-def _search_block(queries: torch.Tensor, index: Any, k: int, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _search_block(
+    queries: torch.Tensor, index: Any, k: int, chunk: int, buffer: torch.Tensor, change: Adjust | None, check: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     best_scores = queries.new_empty((len(queries), 0))
     best_rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(index), chunk):
-        rows = _block(index, start, start + chunk, queries.device, "index")
-        found_scores, found_rows = stable_topk(queries @ rows.T, min(k, len(rows)))
-        # the rows kept so far are all lower than the new ones, so a stable sort keeps ties in order
-        best_scores, order = torch.cat([best_scores, found_scores], dim=1).sort(dim=1, descending=True, stable=True)
-        best_scores = best_scores[:, :k]
-        best_rows = torch.cat([best_rows, found_rows + start], dim=1).gather(1, order[:, :k])
+        stop = min(start + chunk, len(index))
+        rows = rows_of(index, start, stop, queries.device, "index", check)
+        # one buffer for all blocks: memory that is given back and taken again costs as much as the search in it
+        scores = buffer[: len(queries) * len(rows)].view(len(queries), len(rows))
+        torch.mm(queries, rows.T, out=scores)
+        if change is not None:
+            change(scores, start, stop)
+        found_scores, found_rows = stable_topk(scores, min(k, len(rows)))
+        best_scores, best_rows = _merged([(best_scores, best_rows), (found_scores, found_rows + start)], k)
     return best_rows, best_scores
 
 
+def _merged(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best k of several lists of scores and rows; the rows of a list are all lower than those of the next."""
+    parts = [part for part in parts if part[0].shape[1]]
+    if len(parts) == 1:
+        return parts[0][0][:, :k], parts[0][1][:, :k]
+    # so a stable sort keeps ties in order
+    scores, order = torch.cat([scores for scores, _ in parts], dim=1).sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], torch.cat([rows for _, rows in parts], dim=1).gather(1, order[:, :k])
+
+
+def _side_by_side(
+    queries: Any, index: Any, k: int, chunk: tuple[int, int], devices: list[torch.device], home: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    edges = np.linspace(0, len(index), len(devices) + 1).astype(int).tolist()
+    shares = [(a, b, device) for a, b, device in zip(edges[:-1], edges[1:], devices, strict=True) if b > a]
+
+    def work(share: tuple[int, int, torch.device]) -> tuple[torch.Tensor, torch.Tensor]:
+        first, end, device = share
+        rows, scores = best_rows(queries, _Share(index, first, end), min(k, end - first), chunk, device)
+        return scores.to(home), rows.to(home) + first
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        scores, rows = _merged(list(pool.map(work, shares)), k)
+    return rows, scores
+
+
+class _Share:
+    """Rows [first, end) of something large, without touching them."""
+
+    def __init__(self, rows: Any, first: int, end: int) -> None:
+        self.rows, self.first, self.end = rows, first, end
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def __getitem__(self, part: slice) -> Any:
+        start, stop, _ = part.indices(len(self))
+        return self.rows[self.first + start : self.first + stop]
+
+
 def stable_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Like `torch.topk(scores, k, dim=1)`, but among equal scores the lower column comes first.
+    """Like `torch.topk(scores, k, dim=1)`, but among equal scores the lower column comes first; faster for small k.
 
     Args:
         scores: (n, m) without NaN.
@@ -81,33 +169,83 @@ def stable_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     Returns:
         values (n, k) and columns (n, k) int64.
     """
-    values, columns = scores.topk(k, dim=1)
+    n, m = scores.shape
+    # the columns in groups: no row of the answer lies outside the k groups with the largest maxima
+    size = 64 if k <= 16 else 16
+    groups = m // size
+    if groups < 4 * k:
+        return _direct_topk(scores, k)
+    whole = groups * size
+    held = scores[:, :whole].unflatten(1, (groups, size))
+    _, best = _direct_topk(held.amax(dim=2), k)
+    best = best.sort(dim=1).values
+    candidates = held.gather(1, best.unsqueeze(2).expand(n, k, size)).flatten(1)
+    if whole < m:
+        candidates = torch.cat([candidates, scores[:, whole:]], dim=1)
+    values, places = _direct_topk(candidates, k)
+    inside = (places < k * size) if whole < m else None
+    columns = best.gather(1, (places // size).clamp(max=k - 1)) * size + places % size
+    if inside is not None:
+        columns = torch.where(inside, columns, places - k * size + whole)
+    return values, columns
+
+
+def _direct_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # one more than asked for tells whether a tie goes on behind the last
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    cut = (
+        (values[:, k - 1] == values[:, -1]) if values.shape[1] > k else values.new_zeros(len(values), dtype=torch.bool)
+    )
+    values, columns = values[:, :k], columns[:, :k]
     # topk returns the right values, but in a tie any of the columns
     columns, by_column = columns.sort(dim=1)
     values, by_value = values.gather(1, by_column).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, by_value)
-    # where the last value also stands outside the k, topk may have left out a lower column
-    cut = ((scores >= values[:, -1:]).sum(dim=1) > k).nonzero().squeeze(1)
-    if len(cut):
-        ordered, order = scores[cut].sort(dim=1, descending=True, stable=True)
-        values[cut], columns[cut] = ordered[:, :k], order[:, :k]
+    # where it does, topk may have left out a lower column
+    tied = cut.nonzero().squeeze(1)
+    if len(tied):
+        ordered, order = scores[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], columns[tied] = ordered[:, :k], order[:, :k]
     return values, columns
 
 
-def _block(rows: Any, start: int, stop: int, device: torch.device, what: str) -> torch.Tensor:
+def rows_of(rows: Any, start: int, stop: int, device: torch.device, what: str, check: bool = True) -> torch.Tensor:
+    """Rows [start, stop) as float32 on the device.
+
+    Raises:
+        LandmarkRetrievalError: `check`, and a row holds NaN or infinity (it is named).
+    """
     block = rows[start:stop]
     if not isinstance(block, torch.Tensor):
-        # a copy, because torch does not take read-only memory maps
-        block = torch.from_numpy(np.array(block, dtype=np.float32))
+        with warnings.catch_warnings():
+            # of a read-only memory map, which is only read here
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            block = torch.from_numpy(np.ascontiguousarray(block))
     block = block.detach().to(device=device, dtype=torch.float32)
-    finite = torch.isfinite(block).all(dim=1)
-    if not finite.all():
-        row = start + int((~finite).nonzero()[0])
-        raise LandmarkRetrievalError(f"Row {row} of the {what} holds NaN or infinity: remove it or compute it again.")
+    # the sum of something not finite is not finite; a tenth of the cost of looking at each number
+    if check and not torch.isfinite(block.sum()):
+        finite = torch.isfinite(block).all(dim=1)
+        if not finite.all():
+            row = start + int((~finite).nonzero()[0])
+            raise LandmarkRetrievalError(
+                f"Row {row} of the {what} holds NaN or infinity: remove it or compute it again."
+            )
     return block
 
 
-def _check(queries: Any, index: Any, k: int, chunk: tuple[int, int]) -> None:
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products as they are: TF32, which training may have switched on, would reorder close scores."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def check_comparable(queries: Any, index: Any, k: int, chunk: tuple[int, int]) -> None:
+    """LandmarkRetrievalError where `exact_search` would raise it for shapes, k or chunk."""
     if queries.ndim != 2 or index.ndim != 2 or queries.shape[1] != index.shape[1]:
         raise LandmarkRetrievalError(
             f"Queries of shape {tuple(queries.shape)} and an index of shape {tuple(index.shape)} cannot be compared: "
@@ -117,3 +255,20 @@ def _check(queries: Any, index: Any, k: int, chunk: tuple[int, int]) -> None:
         raise LandmarkRetrievalError("The index holds no rows: there is nothing to search.")
     if k < 1 or min(chunk) < 1:
         raise LandmarkRetrievalError(f"k and both chunk sizes must be at least 1, not k={k}, chunk={chunk}.")
+
+
+def as_kind_of(like: Any, values: torch.Tensor) -> Any:
+    """A tensor where `like` is one, a numpy array otherwise."""
+    return values if isinstance(like, torch.Tensor) else values.cpu().numpy()
+
+
+def _present(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise LandmarkRetrievalError(f"There is no device {device!r} ({error}): name cpu, cuda or cuda:N.") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise LandmarkRetrievalError(
+            f"There is no GPU {device} (torch sees {torch.cuda.device_count()}): leave out devices, or name cpu."
+        )
+    return place
