@@ -115,11 +115,11 @@ def _search_block(
         if change is not None:
             change(scores, start, stop)
         found_scores, found_rows = stable_topk(scores, min(k, len(rows)))
-        best_scores, best_rows = _merged([(best_scores, best_rows), (found_scores, found_rows + start)], k)
+        best_scores, best_rows = merged([(best_scores, best_rows), (found_scores, found_rows + start)], k)
     return best_rows, best_scores
 
 
-def _merged(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def merged(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best k of several lists of scores and rows; the rows of a list are all lower than those of the next."""
     parts = [part for part in parts if part[0].shape[1]]
     if len(parts) == 1:
@@ -141,7 +141,7 @@ def _side_by_side(
         return scores.to(home), rows.to(home) + first
 
     with ThreadPoolExecutor(len(shares)) as pool:
-        scores, rows = _merged(list(pool.map(work, shares)), k)
+        scores, rows = merged(list(pool.map(work, shares)), k)
     return rows, scores
 
 
