@@ -15,11 +15,9 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import average_and_concatenate
 from landmark_retrieval.retrieval.search import (
     CHUNK,
-    Adjust,
+    adjusted_search,
     as_kind_of,
-    best_rows,
     exact_search,
-    full_precision,
     merged,
     rows_of,
 )
@@ -137,18 +135,16 @@ def recognize_in_detail(
 
     best: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in parts]
     like = []
-    with full_precision():
-        for start, stop in _blocks(len(bank[0]), progress):
-            rows = prepare.split(prepare.transformed(prepare.block(bank, start, stop, "training photos")))
-            likeness = torch.zeros(len(parts), stop - start, device=device)
-            for number, (part, known) in enumerate(zip(parts, rows, strict=True)):
-                if against_parts is not None:
-                    likeness[number] = exact_search(known, against_parts[number], train_neighbours, chunk)[1].mean(
-                        dim=1
-                    )
-                found = _candidates(part, known, likeness[number], top, chunk)
-                best[number] = [merged([*best[number], (found[0], found[1] + start)], top)]
-            like.append(likeness.cpu())
+    for start, stop in _blocks(len(bank[0]), progress):
+        rows = prepare.split(prepare.transformed(prepare.block(bank, start, stop, "training photos")))
+        likeness = torch.zeros(len(parts), stop - start, device=device)
+        for number, (part, known) in enumerate(zip(parts, rows, strict=True)):
+            if against_parts is not None:
+                _, cosines = exact_search(known, against_parts[number], train_neighbours, chunk)
+                likeness[number] = cosines.mean(dim=1)
+            found = _candidates(part, known, likeness[number], top, chunk)
+            best[number] = [merged([*best[number], (found[0], found[1] + start)], top)]
+        like.append(likeness.cpu())
     values = torch.cat([kept[0][0] for kept in best], dim=1)
     candidates = torch.cat([kept[0][1] for kept in best], dim=1)
     labels = torch.as_tensor(np.asarray(torch.as_tensor(train_labels).cpu()), dtype=torch.int64).to(device)
@@ -168,10 +164,7 @@ def _candidates(
     def adjust(scores: torch.Tensor, start: int, stop: int) -> None:
         scores.clamp_(0, 1).sub_(likeness[start:stop])
 
-    def adjusting(_: int, __: int) -> Adjust:
-        return adjust
-
-    rows, values = best_rows(part, known, min(top, len(known)), chunk, part.device, adjusting)
+    rows, values = adjusted_search(part, known, top, lambda *_: adjust, chunk)
     return values, rows
 
 

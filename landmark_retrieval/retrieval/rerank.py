@@ -14,11 +14,11 @@ from landmark_retrieval.retrieval.ensemble import ensemble
 from landmark_retrieval.retrieval.search import (
     CHUNK,
     Adjust,
+    Devices,
+    adjusted_search,
     as_kind_of,
-    best_rows,
     check_comparable,
     exact_search,
-    full_precision,
 )
 
 __all__ = ["CONFIDENCES", "ensemble", "hard_rerank", "rerank_voted", "soft_rerank", "soft_vote"]
@@ -41,6 +41,7 @@ def soft_vote(
     k: int = 3,
     confidence: str = "sum_over_k",
     chunk: tuple[int, int] = CHUNK,
+    devices: Devices | None = None,
 ) -> tuple[Array, Array]:
     """The landmark of each photo, and how sure that is, by a vote of its nearest training photos.
 
@@ -55,6 +56,7 @@ def soft_vote(
         confidence: "sum_over_k": the winning sum divided by k (neighbours for other labels count as 0); "sum": not
             divided; "mean_topk": mean cosine of the k, whatever their labels; "top1": cosine of the nearest.
         chunk: photos and training photos compared at once.
+        devices: where to compute, see `exact_search`.
 
     Returns:
         labels (n,) int64 and confidences (n,) float32, of the kind (numpy or torch) of `images`. "sum" lies in [-k, k],
@@ -76,7 +78,7 @@ def soft_vote(
         raise LandmarkRetrievalError(f"There is no confidence {confidence!r}: choose from {', '.join(CONFIDENCES)}.")
     if not len(train):
         raise LandmarkRetrievalError("The training set is empty: labels are voted for by training photos.")
-    rows, cosines = (torch.as_tensor(part) for part in exact_search(images, train, k, chunk))
+    rows, cosines = (torch.as_tensor(part) for part in exact_search(images, train, k, chunk, devices))
     labels = _labels_of(train_labels, len(train), "training photos")
     found = labels[rows.cpu()].to(cosines.device)
     # in float64, so that sums of the same cosines are the same
@@ -102,6 +104,7 @@ def soft_rerank(
     confidence: str = "sum_over_k",
     exclude: Any = None,
     chunk: tuple[int, int] = CHUNK,
+    devices: Devices | None = None,
 ) -> tuple[Array, Array]:
     """Soft discriminative re-ranking: the whole index, ordered by cosine and by agreement with the query's landmark.
 
@@ -122,6 +125,7 @@ def soft_rerank(
         exclude: (n_q,) for each query a row of the index that it may not find, itself; -1 for none. A list of the whole
             index ends with row -1 and score -inf in its place.
         chunk: rows compared at once.
+        devices: where to compute, see `exact_search`.
 
     Returns:
         indices (n_q, min(top, n_i)) int64 and adjusted scores, float32, best first, on a tie the lower row; of the kind
@@ -138,11 +142,14 @@ def soft_rerank(
         >>> rows.tolist(), [f"{score:.2f}" for score in scores[0]]
         ([[1, 2, -1]], ['1.80', '0.50', '-inf'])
     """
-    votes = {"train": train, "train_labels": train_labels, "k": k, "confidence": confidence, "chunk": chunk}
+    votes = {"train": train, "train_labels": train_labels, "k": k, "confidence": confidence}
+    votes |= {"chunk": chunk, "devices": devices}
     check_comparable(query, index, top, chunk)
     query_labels, _ = soft_vote(query, **votes)
     index_labels, index_confidences = soft_vote(index, **votes)
-    return rerank_voted(query, query_labels, index, index_labels, index_confidences, up, down, top, exclude, chunk)
+    return rerank_voted(
+        query, query_labels, index, index_labels, index_confidences, up, down, top, exclude, chunk, devices
+    )
 
 
 def rerank_voted(
@@ -156,6 +163,7 @@ def rerank_voted(
     top: int = 750,
     exclude: Any = None,
     chunk: tuple[int, int] = CHUNK,
+    devices: Devices | None = None,
 ) -> tuple[Array, Array]:
     """`soft_rerank` where the votes are known already: those of the index serve any number of queries.
 
@@ -170,6 +178,7 @@ def rerank_voted(
         top: length of the lists.
         exclude: rows of the index that queries may not find.
         chunk: rows compared at once.
+        devices: where to compute, see `exact_search`.
 
     Returns:
         See `soft_rerank`.
@@ -178,33 +187,30 @@ def rerank_voted(
         LandmarkRetrievalError: labels or confidences that do not fit; see also `exact_search`.
     """
     check_comparable(query, index, top, chunk)
-    device = query.device if isinstance(query, torch.Tensor) else torch.device("cpu")
-    of_query = _labels_of(query_labels, len(query), "queries").to(device)
-    of_index = _labels_of(index_labels, len(index), "index photos").to(device)
-    confidences = torch.as_tensor(index_confidences, dtype=torch.float32, device=device)
+    of_query = _labels_of(query_labels, len(query), "queries")
+    of_index = _labels_of(index_labels, len(index), "index photos")
+    confidences = torch.as_tensor(index_confidences, dtype=torch.float32)
     if confidences.shape != of_index.shape:
         raise LandmarkRetrievalError(f"{len(index)} index photos need as many confidences, not {len(confidences)}.")
-    raised, lowered = up * confidences, -down * confidences
-    own = None if exclude is None else _labels_of(exclude, len(query), "queries").to(device)
+    own = None if exclude is None else _labels_of(exclude, len(query), "queries")
 
-    def adjusting(first: int, last: int) -> Adjust:
-        labels = of_query[first:last].unsqueeze(1)
+    def adjusting(first: int, last: int, device: torch.device) -> Adjust:
+        labels = of_query[first:last, None].to(device)
+        raised, lowered, others = (part.to(device) for part in (up * confidences, -down * confidences, of_index))
+        excluded = None if own is None else own[first:last].to(device)
 
         def adjust(scores: torch.Tensor, start: int, stop: int) -> None:
-            same = labels == of_index[start:stop]
-            scores += torch.where(same, raised[start:stop], lowered[start:stop])
-            if own is not None:
-                held = ((own[first:last] >= start) & (own[first:last] < stop)).nonzero().squeeze(1)
-                scores[held, own[first:last][held] - start] = -torch.inf
+            scores += torch.where(labels == others[start:stop], raised[start:stop], lowered[start:stop])
+            if excluded is not None:
+                held = ((excluded >= start) & (excluded < stop)).nonzero().squeeze(1)
+                scores[held, excluded[held] - start] = -torch.inf
 
         return adjust
 
-    top = min(top, len(index))
-    with full_precision():
-        rows, scores = best_rows(query, index, top, chunk, device, adjusting)
+    rows, scores = adjusted_search(query, index, top, adjusting, chunk, devices)
     if own is not None:
-        rows[torch.isinf(scores)] = -1
-    return as_kind_of(query, rows), as_kind_of(query, scores)
+        rows[scores == -np.inf] = -1
+    return rows, scores
 
 
 def hard_rerank(
@@ -217,6 +223,7 @@ def hard_rerank(
     threshold: float = 0.6,
     confidence: str = "sum_over_k",
     chunk: tuple[int, int] = CHUNK,
+    devices: Devices | None = None,
 ) -> tuple[Array, Array]:
     """Hard discriminative re-ranking: photos of the query's landmark first, those that the search missed inserted.
 
@@ -233,6 +240,7 @@ def hard_rerank(
         threshold: of the two confidences together, for a photo to be inserted.
         confidence: see `soft_vote`.
         chunk: rows compared at once.
+        devices: where to compute, see `exact_search`.
 
     Returns:
         indices (n_q, min(top, n_i)) int64 and cosines (n_q, min(top, n_i)) float32 in the new order, which is not that
@@ -243,11 +251,12 @@ def hard_rerank(
 
     Source: Ozaki & Yokoo 2019 (arXiv 1906.04087), section 3.3.
     """
-    votes = {"train": train, "train_labels": train_labels, "k": k, "confidence": confidence, "chunk": chunk}
+    votes = {"train": train, "train_labels": train_labels, "k": k, "confidence": confidence}
+    votes |= {"chunk": chunk, "devices": devices}
     check_comparable(query, index, top, chunk)
     query_labels, query_confidences = (torch.as_tensor(part).cpu().numpy() for part in soft_vote(query, **votes))
     index_labels, index_confidences = (torch.as_tensor(part).cpu().numpy() for part in soft_vote(index, **votes))
-    nearest = torch.as_tensor(exact_search(query, index, top, chunk)[0]).cpu().numpy()
+    nearest = torch.as_tensor(exact_search(query, index, top, chunk, devices)[0]).cpu().numpy()
     # index photos by label, in a label by falling confidence, on a tie the lower row
     order = np.lexsort((-index_confidences, index_labels))
     ordered = index_labels[order]

@@ -14,6 +14,9 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 # changes a block of scores (queries, rows [start, stop) of the index) in place
 Adjust = Callable[[torch.Tensor, int, int], None]
+# queries [first, last), compared on a device -> what changes their blocks
+Adjusting = Callable[[int, int, torch.device], Adjust]
+Devices = Sequence[str | torch.device]
 
 CHUNK = (1024, 16384)
 
@@ -23,7 +26,7 @@ def exact_search(
     index: Any,
     k: int,
     chunk: tuple[int, int] = CHUNK,
-    devices: Sequence[str | torch.device] | None = None,
+    devices: Devices | None = None,
 ) -> tuple[Array, Array]:
     """Find the k index rows with the largest dot product for each query.
 
@@ -52,41 +55,56 @@ def exact_search(
         >>> indices.tolist()
         [[1, 0], [0, 2]]
     """
+    return adjusted_search(queries, index, k, None, chunk, devices)
+
+
+def adjusted_search(
+    queries: Array,
+    index: Any,
+    k: int,
+    adjusting: Adjusting | None,
+    chunk: tuple[int, int] = CHUNK,
+    devices: Devices | None = None,
+) -> tuple[Array, Array]:
+    """`exact_search` by scores that are changed before the best are taken.
+
+    Args:
+        queries: see `exact_search`.
+        index: see `exact_search`.
+        k: see `exact_search`.
+        adjusting: called with a range of queries and the device where they are compared, gives a function of (scores,
+            start, stop) that changes their cosines with index rows [start, stop) in place, to anything but NaN.
+        chunk: see `exact_search`.
+        devices: see `exact_search`.
+
+    Returns:
+        See `exact_search`, with the changed scores.
+
+    Raises:
+        LandmarkRetrievalError: see `exact_search`.
+    """
     check_comparable(queries, index, k, chunk)
     k = min(k, len(index))
     home = queries.device if isinstance(queries, torch.Tensor) else torch.device("cpu")
     places = [_present(device) for device in devices] if devices else [home]
     with full_precision():
         if len(places) == 1:
-            indices, scores = best_rows(queries, index, k, chunk, places[0])
+            indices, scores = _best_rows(queries, index, k, chunk, places[0], adjusting)
         else:
-            indices, scores = _side_by_side(queries, index, k, chunk, places, home)
-    indices, scores = indices.to(home), scores.to(home)
-    return as_kind_of(queries, indices), as_kind_of(queries, scores)
+            indices, scores = _side_by_side(queries, index, k, chunk, places, home, adjusting)
+    return as_kind_of(queries, indices.to(home)), as_kind_of(queries, scores.to(home))
 
 
-def best_rows(
+def _best_rows(
     queries: Any,
     index: Any,
     k: int,
     chunk: tuple[int, int],
     device: torch.device,
-    adjust: Callable[[int, int], Adjust] | None = None,
+    adjusting: Adjusting | None,
+    shift: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The core of `exact_search`, on one device; inputs are checked by the caller.
-
-    Args:
-        queries: (n_q, d).
-        index: (n_i, d).
-        k: at most n_i.
-        chunk: queries and index rows at once.
-        device: where to compute.
-        adjust: called with the range of each chunk of queries, gives what changes its blocks of cosines before the best
-            are taken.
-
-    Returns:
-        indices (n_q, k) int64 and scores (n_q, k) float32, on the device.
-    """
+    """On one device; the index is rows [shift, ...) of the whole."""
     indices = torch.empty((len(queries), k), dtype=torch.int64, device=device)
     scores = torch.empty((len(queries), k), dtype=torch.float32, device=device)
     buffer = torch.empty(min(chunk[0], len(queries)) * min(chunk[1], len(index)), device=device)
@@ -94,33 +112,40 @@ def best_rows(
         for start in range(0, len(queries), chunk[0]):
             stop = min(start + chunk[0], len(queries))
             block = rows_of(queries, start, stop, device, "queries")
-            change = adjust(start, stop) if adjust else None
+            change = adjusting(start, stop, device) if adjusting else None
             # what the first queries have found finite need not be looked at again
-            best = _search_block(block, index, k, chunk[1], buffer, change, check=start == 0)
+            best = _search_block(block, index, k, chunk[1], buffer, change, shift, check=start == 0)
             indices[start:stop], scores[start:stop] = best
     return indices, scores
 
 
 def _search_block(
-    queries: torch.Tensor, index: Any, k: int, chunk: int, buffer: torch.Tensor, change: Adjust | None, check: bool
+    queries: torch.Tensor,
+    index: Any,
+    k: int,
+    chunk: int,
+    buffer: torch.Tensor,
+    change: Adjust | None,
+    shift: int,
+    check: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     best_scores = queries.new_empty((len(queries), 0))
     best_rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(index), chunk):
         stop = min(start + chunk, len(index))
-        rows = rows_of(index, start, stop, queries.device, "index", check)
+        rows = rows_of(index, start, stop, queries.device, "index", check, shift)
         # one buffer for all blocks: memory that is given back and taken again costs as much as the search in it
         scores = buffer[: len(queries) * len(rows)].view(len(queries), len(rows))
         torch.mm(queries, rows.T, out=scores)
         if change is not None:
-            change(scores, start, stop)
+            change(scores, shift + start, shift + stop)
         found_scores, found_rows = stable_topk(scores, min(k, len(rows)))
-        best_scores, best_rows = merged([(best_scores, best_rows), (found_scores, found_rows + start)], k)
+        best_scores, best_rows = merged([(best_scores, best_rows), (found_scores, found_rows + shift + start)], k)
     return best_rows, best_scores
 
 
-def merged(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best k of several lists of scores and rows; the rows of a list are all lower than those of the next."""
+def merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best k of several lists of (scores, rows); the rows of a list are all lower than those of the next."""
     parts = [part for part in parts if part[0].shape[1]]
     if len(parts) == 1:
         return parts[0][0][:, :k], parts[0][1][:, :k]
@@ -130,15 +155,22 @@ def merged(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torc
 
 
 def _side_by_side(
-    queries: Any, index: Any, k: int, chunk: tuple[int, int], devices: list[torch.device], home: torch.device
+    queries: Any,
+    index: Any,
+    k: int,
+    chunk: tuple[int, int],
+    devices: list[torch.device],
+    home: torch.device,
+    adjusting: Adjusting | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     edges = np.linspace(0, len(index), len(devices) + 1).astype(int).tolist()
     shares = [(a, b, device) for a, b, device in zip(edges[:-1], edges[1:], devices, strict=True) if b > a]
 
     def work(share: tuple[int, int, torch.device]) -> tuple[torch.Tensor, torch.Tensor]:
         first, end, device = share
-        rows, scores = best_rows(queries, _Share(index, first, end), min(k, end - first), chunk, device)
-        return scores.to(home), rows.to(home) + first
+        part = _Share(index, first, end)
+        rows, scores = _best_rows(queries, part, min(k, end - first), chunk, device, adjusting, first)
+        return scores.to(home), rows.to(home)
 
     with ThreadPoolExecutor(len(shares)) as pool:
         scores, rows = merged(list(pool.map(work, shares)), k)
@@ -209,8 +241,10 @@ def _direct_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     return values, columns
 
 
-def rows_of(rows: Any, start: int, stop: int, device: torch.device, what: str, check: bool = True) -> torch.Tensor:
-    """Rows [start, stop) as float32 on the device.
+def rows_of(
+    rows: Any, start: int, stop: int, device: torch.device, what: str, check: bool = True, shift: int = 0
+) -> torch.Tensor:
+    """Rows [start, stop) as float32 on the device; where they are a part of more, `shift` rows stand before them.
 
     Raises:
         LandmarkRetrievalError: `check`, and a row holds NaN or infinity (it is named).
@@ -226,7 +260,7 @@ def rows_of(rows: Any, start: int, stop: int, device: torch.device, what: str, c
     if check and not torch.isfinite(block.sum()):
         finite = torch.isfinite(block).all(dim=1)
         if not finite.all():
-            row = start + int((~finite).nonzero()[0])
+            row = shift + start + int((~finite).nonzero()[0])
             raise LandmarkRetrievalError(
                 f"Row {row} of the {what} holds NaN or infinity: remove it or compute it again."
             )

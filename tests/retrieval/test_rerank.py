@@ -169,6 +169,15 @@ def test_queries_do_not_find_themselves():
     assert sorted(rows[1].tolist()) == list(range(len(index)))
 
 
+def test_an_index_split_over_devices_is_reranked_as_one():
+    query, index, train, labels = clustered()
+    options = {"top": 12, "exclude": np.arange(7) * 5, "chunk": (3, 4)}
+    rows, scores = soft_rerank(query, index, train, labels, **options)
+    split_rows, split_scores = soft_rerank(query, index, train, labels, **options, devices=["cpu"] * 3)
+    np.testing.assert_array_equal(rows, split_rows)
+    np.testing.assert_allclose(scores, split_scores, atol=1e-6)
+
+
 def test_votes_known_beforehand_give_the_same():
     query, index, train, labels = clustered()
     votes = soft_vote(index, train, labels)

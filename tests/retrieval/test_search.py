@@ -132,3 +132,41 @@ def test_docstring_examples():
     result = doctest.testmod(search)
     assert result.attempted
     assert not result.failed
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_an_index_split_over_devices_is_searched_as_one(count):
+    rng = np.random.default_rng(2)
+    queries, index = tied_rows(rng, 9), tied_rows(rng, 41)
+    expected = sorted_by_numpy(queries, index, 12)
+    found = exact_search(queries, index, 12, chunk=(4, 5), devices=["cpu"] * count)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    index[30, 2] = np.nan
+    with pytest.raises(LandmarkRetrievalError, match="Row 30 of the index"):
+        exact_search(queries, index, 12, devices=["cpu"] * count)
+
+
+def test_a_device_that_is_not_there_is_named():
+    rows = np.eye(3)
+    with pytest.raises(LandmarkRetrievalError, match="There is no GPU cuda:99"):
+        exact_search(rows, rows, 1, devices=["cuda:99"])
+    with pytest.raises(LandmarkRetrievalError, match="no device 'gpu'"):
+        exact_search(rows, rows, 1, devices=["gpu"])
+
+
+@pytest.mark.parametrize(("columns", "k"), [(640, 2), (1000, 3), (4099, 16), (2048, 30), (5000, 78)])
+def test_stable_topk_of_many_columns_agrees_with_a_stable_sort(columns, k):
+    generator = torch.Generator().manual_seed(columns)
+    for scores in (
+        torch.randn(20, columns, generator=generator),
+        torch.randint(0, 3, (20, columns), generator=generator).float(),
+        torch.zeros(5, columns),
+        torch.randn(20, columns, generator=generator).where(
+            torch.arange(columns) > columns - 9, torch.tensor(-torch.inf)
+        ),
+    ):
+        values, found = stable_topk(scores, k)
+        wanted_values, wanted = scores.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(values, wanted_values[:, :k])
+        assert torch.equal(found, wanted[:, :k])
