@@ -286,11 +286,9 @@ def _cosines(query: Any, index: Any, rows: np.ndarray, chunk: int) -> torch.Tens
 
 
 def _taken(index: Any, rows: np.ndarray) -> Any:
-    return (
-        index[torch.from_numpy(rows).to(index.device)].detach().cpu()
-        if isinstance(index, torch.Tensor)
-        else index[rows]
-    )
+    if isinstance(index, torch.Tensor):
+        return index[torch.from_numpy(rows).to(index.device)].detach().cpu()
+    return index[rows] if isinstance(index, np.ndarray) else index.take(rows)
 
 
 def _labels_of(labels: Any, count: int, what: str) -> torch.Tensor:

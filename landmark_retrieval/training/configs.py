@@ -29,8 +29,12 @@ def conf_folder() -> Path:
     return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
 
 
-def compose(overrides: Sequence[str]) -> Any:
+def compose(overrides: Sequence[str], config: str = "train") -> Any:
     """Compose a config as `python -m landmark_retrieval.train OVERRIDES` does; an OmegaConf DictConfig.
+
+    Args:
+        overrides: group=name and key=value.
+        config: which one, "train" or "submit".
 
     Raises:
         LandmarkRetrievalError: an unknown key, group or choice; the message has the nearest known names.
@@ -44,9 +48,9 @@ def compose(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return hydra_compose("train", list(overrides))
+            return hydra_compose(config, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise LandmarkRetrievalError(_sentence(error, overrides)) from error
+        raise LandmarkRetrievalError(_sentence(error, overrides, config)) from error
 
 
 def plain(overrides: Sequence[str]) -> dict[str, Any]:
@@ -111,11 +115,11 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
 
 
-def _sentence(error: Exception, overrides: Sequence[str]) -> str:
+def _sentence(error: Exception, overrides: Sequence[str], config: str = "train") -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
-        near = difflib.get_close_matches(key, _known_keys(), 3)
+        near = difflib.get_close_matches(key, _known_keys(config), 3)
         advice = f"did you mean {' or '.join(near)}?" if near else "see `--cfg job` for all keys."
         return f"There is no config key {key!r}: {advice}"
     if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
@@ -131,7 +135,7 @@ def _groups() -> list[str]:
     return sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
 
 
-def _known_keys() -> list[str]:
+def _known_keys(name: str) -> list[str]:
     from omegaconf import DictConfig
 
     def walk(config: Any, prefix: str) -> list[str]:
@@ -142,4 +146,4 @@ def _known_keys() -> list[str]:
                 keys += walk(config._get_node(key), f"{prefix}{key}.")
         return keys
 
-    return walk(compose([f"+stage={choices('stage')[0]}"]), "")
+    return walk(compose([f"+stage={choices('stage')[0]}"] if name == "train" else [], name), "")
