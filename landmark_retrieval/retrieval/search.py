@@ -19,6 +19,8 @@ Adjusting = Callable[[int, int, torch.device], Adjust]
 Devices = Sequence[str | torch.device]
 
 CHUNK = (1024, 16384)
+# columns of a block that are looked at together, and blocks whose best are kept apart before they are put together
+_GROUP, _LISTS = 64, 8
 
 
 def exact_search(
@@ -129,8 +131,7 @@ def _search_block(
     shift: int,
     check: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    best_scores = queries.new_empty((len(queries), 0))
-    best_rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for start in range(0, len(index), chunk):
         stop = min(start + chunk, len(index))
         rows = rows_of(index, start, stop, queries.device, "index", check, shift)
@@ -139,19 +140,18 @@ def _search_block(
         torch.mm(queries, rows.T, out=scores)
         if change is not None:
             change(scores, shift + start, shift + stop)
-        found_scores, found_rows = stable_topk(scores, min(k, len(rows)))
-        best_scores, best_rows = merged([(best_scores, best_rows), (found_scores, found_rows + shift + start)], k)
-    return best_rows, best_scores
+        best, columns = stable_topk(scores, min(k, len(rows)))
+        found.append((best, columns + (shift + start)))
+        if len(found) == _LISTS:
+            found = [merged(found, k)]
+    best, found_rows = merged(found, k)
+    return found_rows, best
 
 
 def merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best k of several lists of (scores, rows); the rows of a list are all lower than those of the next."""
-    parts = [part for part in parts if part[0].shape[1]]
-    if len(parts) == 1:
-        return parts[0][0][:, :k], parts[0][1][:, :k]
-    # so a stable sort keeps ties in order
-    scores, order = torch.cat([scores for scores, _ in parts], dim=1).sort(dim=1, descending=True, stable=True)
-    return scores[:, :k], torch.cat([rows for _, rows in parts], dim=1).gather(1, order[:, :k])
+    """The best k of several lists of (scores, rows), on a tie the lower row."""
+    scores, rows = (torch.cat([part[side] for part in parts], dim=1) for side in (0, 1))
+    return (scores, rows) if len(parts) == 1 else _best_of(scores, rows, min(k, scores.shape[1]))
 
 
 def _side_by_side(
@@ -202,43 +202,46 @@ def stable_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
         values (n, k) and columns (n, k) int64.
     """
     n, m = scores.shape
-    # the columns in groups: no row of the answer lies outside the k groups with the largest maxima
-    size = 64 if k <= 16 else 16
-    groups = m // size
+    # the columns in groups: no column of the answer lies outside the k groups with the largest maxima
+    groups = m // _GROUP
     if groups < 4 * k:
-        return _direct_topk(scores, k)
-    whole = groups * size
-    held = scores[:, :whole].unflatten(1, (groups, size))
-    _, best = _direct_topk(held.amax(dim=2), k)
-    best = best.sort(dim=1).values
-    candidates = held.gather(1, best.unsqueeze(2).expand(n, k, size)).flatten(1)
+        return _best_of(scores, None, k)
+    whole = groups * _GROUP
+    held = scores[:, :whole].unflatten(1, (groups, _GROUP))
+    _, best = _best_of(held.amax(dim=2), None, k)
+    candidates = held.gather(1, best.unsqueeze(2).expand(n, k, _GROUP)).flatten(1)
+    columns = (best.unsqueeze(2) * _GROUP + torch.arange(_GROUP, device=scores.device)).flatten(1)
     if whole < m:
         candidates = torch.cat([candidates, scores[:, whole:]], dim=1)
-    values, places = _direct_topk(candidates, k)
-    inside = (places < k * size) if whole < m else None
-    columns = best.gather(1, (places // size).clamp(max=k - 1)) * size + places % size
-    if inside is not None:
-        columns = torch.where(inside, columns, places - k * size + whole)
-    return values, columns
+        columns = torch.cat([columns, torch.arange(whole, m, device=scores.device).expand(n, m - whole)], dim=1)
+    return _best_of(candidates, columns, k)
 
 
-def _direct_topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _best_of(scores: torch.Tensor, rows: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best k scores and their rows, on a tie the lower row; without `rows` the columns are the rows."""
     # one more than asked for tells whether a tie goes on behind the last
-    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    cut = (
-        (values[:, k - 1] == values[:, -1]) if values.shape[1] > k else values.new_zeros(len(values), dtype=torch.bool)
-    )
-    values, columns = values[:, :k], columns[:, :k]
-    # topk returns the right values, but in a tie any of the columns
-    columns, by_column = columns.sort(dim=1)
-    values, by_value = values.gather(1, by_column).sort(dim=1, descending=True, stable=True)
-    columns = columns.gather(1, by_value)
-    # where it does, topk may have left out a lower column
-    tied = cut.nonzero().squeeze(1)
+    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    equal = values[:, 1:] == values[:, :-1]
+    values, places = values[:, :k], places[:, :k]
+    found = places if rows is None else rows.gather(1, places)
+    # topk returns the right values, but in a tie the rows in any order
+    tied = equal[:, : k - 1].any(dim=1).nonzero().squeeze(1)
     if len(tied):
-        ordered, order = scores[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], columns[tied] = ordered[:, :k], order[:, :k]
-    return values, columns
+        values[tied], found[tied] = _ordered(values[tied], found[tied])
+    # and where the last value stands outside the k, too, it may have left out a lower row
+    cut = equal[:, k - 1 :].any(dim=1).nonzero().squeeze(1)
+    if len(cut):
+        whole = scores[cut]
+        numbers = torch.arange(whole.shape[1], device=whole.device).expand_as(whole) if rows is None else rows[cut]
+        ordered = _ordered(whole, numbers)
+        values[cut], found[cut] = ordered[0][:, :k], ordered[1][:, :k]
+    return values, found
+
+
+def _ordered(scores: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, by_row = rows.sort(dim=1)
+    scores, by_score = scores.gather(1, by_row).sort(dim=1, descending=True, stable=True)
+    return scores, rows.gather(1, by_score)
 
 
 def rows_of(

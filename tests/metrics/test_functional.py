@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from landmark_retrieval.metrics import functional
 from landmark_retrieval.metrics.functional import (
     average_precisions,
     first_correct_ranks,
@@ -17,7 +16,12 @@ from landmark_retrieval.metrics.functional import (
     mean_average_precision,
     mean_median_position,
     mean_precisions,
+    recall_at_k,
+    recognition,
+    retrieval,
+    revisited,
     revisited_average_precision,
+    revisited_from_positions,
     top1_accuracy,
 )
 
@@ -117,6 +121,9 @@ def test_precisions_and_positions_agree_with_plain_loops():
         ranked = predictions.get(query, [])
         plain_rank = next((i for i, image in enumerate(ranked[:40], start=1) if image in solution[query]), 41)
         assert rank == plain_rank
+    for k, value in recall_at_k(predictions, solution, (1, 5, 40)).items():
+        plain = [bool(set(predictions.get(query, [])[:k]) & set(solution[query])) for query in solution]
+        assert value == pytest.approx(np.mean(plain), **TOLERANCE)
 
 
 def test_a_hit_moved_forward_never_lowers_the_average_precision():
@@ -171,6 +178,7 @@ def test_numpy_and_torch_scalars_count_like_python_ones():
         (mean_average_precision, {"a": ["1"]}, {"a": []}, "'a' is predicted but has no relevant id"),
         (mean_precisions, {}, {}, "holds no query"),
         (first_correct_ranks, {"x": ["1"]}, {"a": ["1"]}, "'x' is predicted"),
+        (recall_at_k, {"x": ["1"]}, {"a": ["1"]}, "'x' is predicted"),
     ],
 )
 def test_errors_name_the_query(function, predictions, solution, message):
@@ -193,6 +201,23 @@ def test_revisited_errors(ranks, kwargs, message):
         revisited_average_precision(ranks, [{"easy": [0], "hard": [1], "junk": []}], **kwargs)
 
 
+def test_revisited_from_the_places_of_the_positives_alone():
+    # a positive of three that was never found; a query of which none was found; one without positives
+    result = revisited_from_positions([[0, 2], [], []], [3, 2, 0], ks=(1, 5))
+    assert result["aps"] == pytest.approx([(1 + (1 / 2 + 2 / 3) / 2) / 3, 0.0, math.nan], nan_ok=True)
+    assert result["map"] == pytest.approx(result["aps"][0] / 2)
+    assert result["mp_at_k"] == pytest.approx([1 / 2, (2 / 3) / 2])
+    for positions, counts, message in (
+        ([[1, 1]], [2], "rising ranks"),
+        ([[0, 1]], [1], "at most 1 rising"),
+        ([[-1]], [1], "rising ranks from 0"),
+        ([[]], [0], "No query has positives"),
+        ([[0]], [1, 1], "1 queries, but 2 counts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            revisited_from_positions(positions, counts)
+
+
 def test_revisited_names_a_missing_list():
     with pytest.raises(ValueError, match="query 0 has no list 'junk'"):
         revisited_average_precision([[0, 1]], [{"easy": [0], "hard": [1]}])
@@ -201,9 +226,12 @@ def test_revisited_names_a_missing_list():
 def test_k_below_one_is_refused():
     with pytest.raises(ValueError, match="k must be at least 1"):
         mean_average_precision({}, {"a": ["1"]}, k=0)
+    for ks in ((), (0, 5)):
+        with pytest.raises(ValueError, match="Every k of recall@k must be at least 1"):
+            recall_at_k({}, {"a": ["1"]}, ks)
 
 
 def test_docstring_examples():
-    result = doctest.testmod(functional)
-    assert result.attempted >= 7
-    assert not result.failed
+    results = [doctest.testmod(module) for module in (recognition, retrieval, revisited)]
+    assert sum(result.attempted for result in results) >= 9
+    assert not any(result.failed for result in results)

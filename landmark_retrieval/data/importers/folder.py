@@ -1,6 +1,7 @@
 """One's own photos: a folder per landmark."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -32,10 +33,15 @@ def read_folder(root: str | Path) -> PhotoTable:
         photos = list_photos(landmark)
         if not photos:
             raise LandmarkRetrievalError(f"Landmark folder {landmark} holds no photos: add some, or remove the folder.")
-        ids += [re.sub(r"[\s%]", lambda blank: quote(blank[0]), path.relative_to(root).as_posix()) for path in photos]
+        ids += [without_blanks(path.relative_to(root).as_posix()) for path in photos]
         labels += [label] * len(photos)
     names = tuple(path.name for path in landmarks)
     return PhotoTable(Ids(ids), FilesById(QuotedPath(root)), np.asarray(labels, np.int32), names)
+
+
+def without_blanks(path: str) -> str:
+    """A path as an id that can stand in files of predictions: blanks written as in URLs, and so the % sign."""
+    return re.sub(r"[\s%]", lambda blank: quote(blank[0]), path)
 
 
 class QuotedPath:
@@ -107,18 +113,74 @@ def hold_out(
         )
     rng = np.random.default_rng(seed)
     held = set(rng.choice(candidates, taken, replace=False).tolist())
+    train = _alone(table, np.flatnonzero(~np.isin(table.labels, list(held))))
+    return train, *_queries_and_index(table, sorted(held), rng)
+
+
+def split_queries(table: PhotoTable, seed: int = 0) -> tuple[PhotoTable, PhotoTable, dict[str, list[str]]]:
+    """Take a quarter of the photos of every landmark as queries, so that retrieval can be measured on all of them.
+
+    Args:
+        table: labelled photos.
+        seed: which ones.
+
+    Returns:
+        query: a quarter of the photos of each landmark (at least one; none of a landmark with a single photo); index:
+        the rest of them; relevant: for each query id the index ids of its landmark. Photos have no labels any more.
+
+    Raises:
+        LandmarkRetrievalError: no landmark has two photos.
+    """
+    assert table.labels is not None
+    if np.bincount(table.labels).max() < 2:
+        raise LandmarkRetrievalError(
+            f"Each of the {len(table.classes)} landmarks has a single photo, so that there is nothing to find: add "
+            "photos of the same landmarks."
+        )
+    return _queries_and_index(table, range(len(table.classes)), np.random.default_rng(seed))
+
+
+def read_queries_and_index(root: str | Path) -> tuple[PhotoTable, PhotoTable, dict[str, list[str]]]:
+    """Query photos at root/query/<landmark>/**, index photos at root/index/<landmark>/**; see `read_folder`.
+
+    Returns:
+        query, index, and for each query id the index ids of its landmark. Queries of landmarks that the index does not
+        have are in `query`, but have no such list. Photos have no labels any more.
+
+    Raises:
+        LandmarkRetrievalError: see `read_folder`; the two have no landmark in common.
+    """
+    query, index = read_folder(Path(root) / "query"), read_folder(Path(root) / "index")
+    assert query.labels is not None
+    assert index.labels is not None
+    photos: dict[str, list[str]] = {name: [] for name in index.classes}
+    for photo, label in zip(index.ids, index.labels.tolist(), strict=True):
+        photos[index.classes[label]].append(photo)
+    names = (query.classes[label] for label in query.labels.tolist())
+    relevant = {photo: photos[name] for photo, name in zip(query.ids, names, strict=True) if name in photos}
+    if not relevant:
+        raise LandmarkRetrievalError(
+            f"{root}/query and {root}/index have no landmark in common: give the folders of a landmark the same name "
+            "in both."
+        )
+    return PhotoTable(query.ids, query.files), PhotoTable(index.ids, index.files), relevant
+
+
+def _queries_and_index(
+    table: PhotoTable, landmarks: Iterable[int], rng: np.random.Generator
+) -> tuple[PhotoTable, PhotoTable, dict[str, list[str]]]:
+    """Of the photos of each of these landmarks a quarter as queries, the rest as index, and what is right for each."""
     query: list[int] = []
     index: list[int] = []
     relevant: dict[str, list[str]] = {}
-    for label in sorted(held):
+    for label in landmarks:
         rows = rng.permutation(np.flatnonzero(table.labels == label))
-        cut = max(1, len(rows) // 4)
+        cut = max(1, len(rows) // 4) if len(rows) > 1 else 0
         query += rows[:cut].tolist()
         index += rows[cut:].tolist()
         relevant.update((table.ids[row], [table.ids[other] for other in rows[cut:]]) for row in rows[:cut])
-    train = _alone(table, np.flatnonzero(~np.isin(table.labels, list(held))))
     unlabelled = PhotoTable(table.ids, table.files)
-    return train, unlabelled.take(np.asarray(query)), unlabelled.take(np.asarray(index)), relevant
+    return unlabelled.take(np.asarray(query)), unlabelled.take(np.asarray(index)), relevant
 
 
 def only_listed(table: PhotoTable, path: str | Path) -> PhotoTable:

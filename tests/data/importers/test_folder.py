@@ -3,7 +3,14 @@ import os
 import numpy as np
 import pytest
 
-from landmark_retrieval.data.importers.folder import hold_out, only_listed, read_folder, read_unlabelled
+from landmark_retrieval.data.importers.folder import (
+    hold_out,
+    only_listed,
+    read_folder,
+    read_queries_and_index,
+    read_unlabelled,
+    split_queries,
+)
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 
@@ -61,6 +68,39 @@ def test_held_out_landmarks_are_never_trained_on(root):
     assert set(relevant) == set(query.ids)
     assert all(set(images) == set(index.ids) for images in relevant.values())
     assert set(train.labels) == set(range(len(train.classes)))
+
+
+def test_a_quarter_of_each_landmark_becomes_queries(root):
+    table = read_folder(root)
+    query, index, relevant = split_queries(table, seed=1)
+    assert sorted([*query.ids, *index.ids]) == sorted(table.ids)
+    assert [photo.split("/")[0] for photo in query.ids] == ["Old%20bridge", "Old%20bridge", "Tower"]
+    assert list(relevant) == list(query.ids)
+    for photo, images in relevant.items():
+        assert set(images) == {other for other in index.ids if other.split("/")[0] == photo.split("/")[0]}
+    assert list(split_queries(table, seed=1)[0].ids) == list(query.ids)
+    assert any(list(split_queries(table, seed=seed)[0].ids) != list(query.ids) for seed in range(2, 6))
+    assert query.photo(0).data == b"x"
+    assert query.labels is None and index.labels is None
+    alone = table.take(np.array([0, 1]))  # two photos of two landmarks
+    with pytest.raises(LandmarkRetrievalError, match="has a single photo"):
+        split_queries(alone)
+
+
+def test_folders_of_queries_and_index(root, tmp_path):
+    (tmp_path / "both").mkdir()
+    for name in ("query", "index"):
+        for landmark in ("Tower", f"{name} only"):
+            folder = tmp_path / "both" / name / landmark
+            folder.mkdir(parents=True)
+            (folder / "1.jpg").write_bytes(name.encode())
+    query, index, relevant = read_queries_and_index(tmp_path / "both")
+    assert relevant == {"Tower/1.jpg": ["Tower/1.jpg"]}
+    assert sorted(query.ids) == ["Tower/1.jpg", "query%20only/1.jpg"]
+    assert {table.photo(0).data for table in (query, index)} == {b"query", b"index"}
+    (tmp_path / "both" / "index" / "Tower").rename(tmp_path / "both" / "index" / "tower")
+    with pytest.raises(LandmarkRetrievalError, match="no landmark in common"):
+        read_queries_and_index(tmp_path / "both")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, 2.0])
