@@ -106,11 +106,11 @@ def test_the_code_in_the_readme_runs():
 
 
 def test_the_figures_in_the_docs_are_those_of_the_code(tmp_path):
-    for script in ("draw_models.py", "draw_curriculum.py"):
+    for script in ("draw_models.py", "draw_curriculum.py", "draw_retrieval.py"):
         subprocess.run([sys.executable, str(ROOT / "docs" / script), str(tmp_path)], check=True)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert drawn == {path.name: path.read_text() for path in (ROOT / "docs" / "figures").iterdir()}
-    text = "".join((ROOT / "docs" / page).read_text() for page in ("models.md", "curriculum.md"))
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("models.md", "curriculum.md", "retrieval.md"))
     assert all(f"figures/{name}" in text for name in drawn)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import ensemble
+from landmark_retrieval.retrieval.neighbors import Rows
 from landmark_retrieval.retrieval.search import (
     CHUNK,
     Adjust,
@@ -267,28 +268,11 @@ def hard_rerank(
         alike = alike[sure + index_confidences[alike] > threshold]
         inserted = alike[~np.isin(alike, found)]
         rows[number] = np.concatenate([found[agrees], inserted, found[~agrees]])[: len(found)]
-    cosines = _cosines(query, index, rows, chunk[0])
+    numbers = np.arange(len(query)).repeat(rows.shape[1]) + len(index)
+    pairs = Rows({"index": index, "queries": query}, torch.device("cpu"))
+    cosines = torch.from_numpy(pairs.cosines(numbers, rows.ravel()).reshape(rows.shape))
     device = query.device if isinstance(query, torch.Tensor) else "cpu"
     return as_kind_of(query, torch.from_numpy(rows).to(device)), as_kind_of(query, cosines.to(device))
-
-
-def _cosines(query: Any, index: Any, rows: np.ndarray, chunk: int) -> torch.Tensor:
-    """(n_q, k) float32: the cosines of given pairs."""
-    cosines = torch.empty(rows.shape)
-    step = max(1, min(chunk, 65536 // rows.shape[1]))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        wanted, place = np.unique(block, return_inverse=True)
-        found = torch.as_tensor(np.asarray(_taken(index, wanted)), dtype=torch.float32)
-        asked = torch.as_tensor(query[start : start + step]).detach().cpu().float()
-        cosines[start : start + step] = (asked.unsqueeze(1) * found[place.reshape(block.shape)]).sum(dim=2)
-    return cosines
-
-
-def _taken(index: Any, rows: np.ndarray) -> Any:
-    if isinstance(index, torch.Tensor):
-        return index[torch.from_numpy(rows).to(index.device)].detach().cpu()
-    return index[rows] if isinstance(index, np.ndarray) else index.take(rows)
 
 
 def _labels_of(labels: Any, count: int, what: str) -> torch.Tensor:
