@@ -1,13 +1,15 @@
 """`landmark-retrieval COMMAND`: shards, cleaning, index, search, evaluation, export, the zoo, and the demo."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from landmark_retrieval import __version__
 from landmark_retrieval.cli_data import add_data
+from landmark_retrieval.cli_evaluate import add_evaluate
+from landmark_retrieval.cli_extract import add_extract
+from landmark_retrieval.cli_search import add_search
 from landmark_retrieval.cli_shard import add_shard
 from landmark_retrieval.cli_zoo import add_zoo
 from landmark_retrieval.commands import exit_on_error
@@ -23,54 +25,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and call what it names."""
     arguments = _parser().parse_args(argv)
     arguments.run(arguments)
-
-
-def _index(arguments: argparse.Namespace) -> None:
-    from landmark_retrieval.retrieval.photo_search import index_photos
-    from landmark_retrieval.zoo import load_model
-
-    model, card = load_model(arguments.model)
-    index, broken = index_photos(model, card, arguments.model, arguments.photos, arguments.out)
-    print(f"{arguments.out}: {len(index):,} photos, {index.dim} numbers each")
-    _report_broken(broken)
-
-
-def _search(arguments: argparse.Namespace) -> None:
-    from landmark_retrieval.retrieval.photo_search import gallery_entries, model_of, search_photos
-    from landmark_retrieval.zoo import load_model
-
-    found = search_photos(*load_model(model_of(arguments.index)), arguments.index, arguments.queries, arguments.top)
-    if arguments.json:
-        rows = [{"query": str(f.query), "photos": list(map(str, f.photos)), "scores": f.scores} for f in found]
-        print(json.dumps(rows, indent=2))
-    else:
-        for row in found:
-            print(row.query)
-            for rank, (photo, score) in enumerate(zip(row.photos, row.scores, strict=True), 1):
-                print(f"{rank:4d}  {score:.4f}  {photo}")
-    if arguments.gallery:
-        from landmark_retrieval.retrieval.gallery import write_gallery
-
-        write_gallery(
-            arguments.gallery, gallery_entries(found), "Found photos", f"{len(found)} queries in {arguments.index}"
-        )
-        print(f"gallery: {arguments.gallery}", file=sys.stderr)
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from landmark_retrieval.retrieval.evaluate import evaluate, write_evaluation_gallery
-    from landmark_retrieval.zoo import load_model
-
-    model, card = load_model(arguments.model)
-    if arguments.image_size:
-        card["image_size"] = arguments.image_size
-    evaluation = evaluate(model, card, arguments.data, arguments.out)
-    for name, value in evaluation.metrics.items():
-        print(f"{name}: {value:.4f}")
-    _report_broken(evaluation.broken)
-    gallery = Path(arguments.out) / "gallery.html"
-    write_evaluation_gallery(gallery, evaluation, arguments.data, f"{arguments.model} on {arguments.data}")
-    print(f"gallery: {gallery}")
 
 
 def _clean(arguments: argparse.Namespace) -> None:
@@ -137,30 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_shard(commands)
 
-    index = commands.add_parser("index", help="describe the photos below a folder and build an index")
-    index.add_argument("photos", help="folder of the photos")
-    index.add_argument("--model", default="imagenet", help=MODEL_HELP)
-    index.add_argument("--out", required=True, help="folder for the index")
-    index.set_defaults(run=_index)
-
-    search = commands.add_parser("search", help="find the photos most alike to a query")
-    search.add_argument("index", help="folder of the index")
-    search.add_argument("queries", nargs="+", metavar="query", help="photo, or folder of photos")
-    search.add_argument("--top", type=int, default=20, metavar="N", help="photos per query (default: 20)")
-    search.add_argument("--json", action="store_true", help="print JSON")
-    search.add_argument("--gallery", metavar="FILE.html", help="also write a page with the photos")
-    search.set_defaults(run=_search)
-
-    evaluate = commands.add_parser("evaluate", help="measure retrieval on shards with query and index photos")
-    evaluate.add_argument("data", help="folder written by `shard`")
-    evaluate.add_argument("--model", default="imagenet", help=MODEL_HELP)
-    evaluate.add_argument(
-        "--image-size", type=int, metavar="PX", help="side of the square images (default: the model's)"
-    )
-    evaluate.add_argument(
-        "--out", required=True, help="folder for descriptors, metrics.json, predictions.csv, gallery.html"
-    )
-    evaluate.set_defaults(run=_evaluate)
+    add_search(commands, MODEL_HELP)
+    add_evaluate(commands, MODEL_HELP)
 
     clean = commands.add_parser(
         "clean", help="find wrongly labelled training photos: those far from their landmark's dominant center"
@@ -191,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="FILE", help="(default: the model's name with .onnx or .pt2)")
     export.set_defaults(run=_export)
 
+    add_extract(commands, MODEL_HELP)
     add_data(commands)
     add_zoo(commands)
 

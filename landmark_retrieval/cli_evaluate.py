@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from landmark_retrieval.cli_views import add_views, card_of
 from landmark_retrieval.errors import LandmarkRetrievalError
 
 
@@ -22,9 +23,7 @@ def add_evaluate(commands: Any, model_help: str) -> None:
         "folder per landmark, or with query/ and index/ that have these",
     )
     evaluate.add_argument("--model", help=model_help.replace("%(default)s", "imagenet"))
-    evaluate.add_argument(
-        "--image-size", type=int, metavar="PX", help="side of the square images (default: the model's)"
-    )
+    add_views(evaluate)
     evaluate.add_argument("--out", help="folder for descriptors, metrics.json, predictions.csv, gallery.html")
     evaluate.add_argument(
         "--bank", metavar="SET", help="training set (c, x, ...) by which the landmarks of the queries are recognised"
@@ -62,8 +61,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     benchmark = open_benchmark(arguments.data, arguments.seed or 0)
     name = arguments.model or "imagenet"
     model, card = load_model(name)
-    if arguments.image_size:
-        card["image_size"] = arguments.image_size
+    card = card_of(arguments, card)
     evaluation = evaluate(
         model, card, benchmark, arguments.out, bank=arguments.bank, distractors=arguments.distractors or ()
     )
@@ -87,7 +85,7 @@ def _judge(arguments: argparse.Namespace) -> dict[str, Any]:
     from landmark_retrieval.files import write_json
     from landmark_retrieval.retrieval.judge import judge_predictions
 
-    for option in ("model", "image_size", "bank", "distractors", "seed"):
+    for option in ("model", "image_size", "resize", "scales", "flip", "bank", "distractors", "seed"):
         if getattr(arguments, option) is not None:
             raise LandmarkRetrievalError(
                 f"--{option.replace('_', '-')} is for the evaluation of a model, not of --predictions: leave it out."

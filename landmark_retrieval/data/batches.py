@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from landmark_retrieval.data.augmentation import training_transform
 from landmark_retrieval.data.decode import BrokenPhotoError, decode, resize
@@ -195,7 +195,7 @@ class PhotoBatches(IterableDataset[Batch]):
             images = []
             for position, photo in enumerate(self.source.photos(first, first + self.batch_size), first):
                 try:
-                    images.append(resize(_counted_part(photo), self.side))
+                    images.append(resize(counted_part(photo), self.side))
                 except BrokenPhotoError as error:
                     batch["broken"].append((photo.id, str(error)))
                     continue
@@ -212,18 +212,22 @@ def default_workers() -> int:
 
 
 def loader(
-    batches: IterableDataset[Batch],
+    batches: Dataset[Batch],
     workers: int | None,
     pin_memory: bool = False,
     at: Callable[[], tuple[int, int]] | None = None,
+    order: Iterable[Any] | None = None,
+    ahead: int = 4,
 ) -> DataLoader[Batch]:
     """A DataLoader over ready-made batches.
 
     Args:
-        batches: `TrainingBatches` or `PhotoBatches`.
+        batches: `TrainingBatches`, `PhotoBatches`, or `photo_ranges.PhotoRanges`.
         workers: processes; `default_workers` if None, 0 for none.
         pin_memory: for a copy to the GPU that waits for nothing.
         at: asked for epoch and start of `TrainingBatches` when an iteration begins.
+        order: what `PhotoRanges` are asked for, one after the other.
+        ahead: batches that each process has ready.
     """
     workers = default_workers() if workers is None else workers
     if workers < 0:
@@ -233,9 +237,10 @@ def loader(
     made = _Loader(
         batches,
         batch_size=None,
+        sampler=order,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=ahead if workers else None,
         worker_init_fn=one_thread,
     )
     made.at = at
@@ -271,7 +276,7 @@ class _Loader(DataLoader[Batch]):
             ) from error
 
 
-def _counted_part(photo: Photo) -> np.ndarray:
+def counted_part(photo: Photo) -> np.ndarray:
     """The pixels of a photo, or of its box."""
     image = decode(photo.data)
     if photo.box is None:

@@ -1,126 +1,62 @@
-"""A FAISS index over photos that knows their ids and the model that made their descriptors."""
+"""One way to search in photos, whatever finds them: build an index, open it, search, add, remove, save."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.files import open_replacing, read_json, replacing, sha256_of, write_json
-from landmark_retrieval.retrieval.store import DescriptorStore, card_difference
-
-_DESCRIPTION = "index.json"
-_INDEX = "index.faiss"
-_IDS = "index.ids.txt"
-_REBUILD = "build the index again"
-# float16 rows of unit length stay within this of 1
-_UNIT_TOLERANCE = 1e-2
+from landmark_retrieval.retrieval.faiss_kinds import FAISS_KINDS, KINDS, recipe
+from landmark_retrieval.retrieval.index_files import REBUILD, read_description
+from landmark_retrieval.retrieval.store import DescriptorStore
 
 
-class PhotoIndex:
-    """Photos to search in, by the dot product of their descriptors (exact, FAISS `IndexFlatIP`).
+class Index(Protocol):
+    """Photos to search in, by the dot product of their descriptors.
 
-    Build it with `PhotoIndex.build(store)`, keep it with `save`, and come back with `PhotoIndex.open`. On disk it is a
-    folder with `index.faiss`, `index.ids.txt` (one photo id per line) and `index.json` (kind, dim, count, card,
-    checksums), which is written last.
+    `build_index` and `open_index` give one of:
+
+    - flat: all descriptors in memory; exact.
+    - exact: the descriptors stay in their store on disk and are read through by each search; exact, on CPU or GPU.
+    - fp16, sq8: two bytes, one byte per number.
+    - hnsw: a graph; few comparisons per query, more memory than flat.
+    - ivf_pq: short codes in cells, of which a query looks into a part.
+    - qdrant: a collection of a Qdrant server, or of its embedded form.
+
+    sq8 and ivf_pq compare their best candidates again with the descriptors of the store, where it is at hand.
 
     Attributes:
-        ids: the photo ids, in the order of the rows.
+        kind: see above.
+        why: why it is of that kind, a sentence.
+        ids: the photo ids.
         card: what made the descriptors.
         dim: length of a descriptor.
     """
 
-    def __init__(self, index: Any, ids: Sequence[str], card: Mapping[str, Any]) -> None:
-        self._index = index
-        self.ids = list(ids)
-        self.card = dict(card)
-        self.dim: int = index.d
+    kind: str
+    card: dict[str, Any]
+    dim: int
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def why(self) -> str:
+        """Why it is of that kind, a sentence."""
+        ...
 
-    @classmethod
-    def build(cls, store: DescriptorStore) -> "PhotoIndex":
-        """Put the descriptors of a store into an index, part by part.
+    @property
+    def ids(self) -> Sequence[str]:
+        """The photo ids."""
+        ...
 
-        Raises:
-            LandmarkRetrievalError: FAISS is not installed, or a descriptor is not of unit length (the photo is named).
-        """
-        index = _faiss().IndexFlatIP(store.dim)
-        for ids, part in store.parts():
-            rows = np.ascontiguousarray(part, dtype=np.float32)
-            lengths = np.linalg.norm(rows, axis=1)
-            wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))
-            if len(wrong):
-                raise LandmarkRetrievalError(
-                    f"The descriptor of photo {ids[wrong[0]]!r} in {store.folder} has length {lengths[wrong[0]]:.4g}, "
-                    "not 1: L2-normalise descriptors before you store them."
-                )
-            index.add(rows)
-        return cls(index, store.ids, store.card)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the index to a folder; an index that is there is replaced, other files in the folder stay.
-
-        The index can be opened only once everything is written: a crash leaves the old one, the new one, or none.
-
-        Raises:
-            LandmarkRetrievalError: FAISS is not installed.
-        """
-        folder = Path(folder)
-        with replacing(folder / _INDEX) as index_path, replacing(folder / _IDS) as ids_path:
-            _faiss().write_index(self._index, str(index_path))
-            with open_replacing(ids_path) as file:
-                file.writelines(f"{photo}\n" for photo in self.ids)
-            description = {
-                "kind": "flat",
-                "dim": self.dim,
-                "count": len(self),
-                "card": self.card,
-                "ids": _IDS,
-                "sha256": {_INDEX: sha256_of(index_path), _IDS: sha256_of(ids_path)},
-            }
-            # from here until the new description is written, the folder holds no index
-            (folder / _DESCRIPTION).unlink(missing_ok=True)
-        write_json(folder / _DESCRIPTION, description)
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "PhotoIndex":
-        """Open a saved index, after checking its files against their checksums.
-
-        Raises:
-            LandmarkRetrievalError: there is no index, one of its files is missing or damaged (it is named), or FAISS is
-                not installed.
-        """
-        folder = Path(folder)
-        advice = "index a folder of photos first, or give the folder of another index"
-        description = read_json(folder / _DESCRIPTION, "photo index", advice)
-        if not isinstance(description, dict) or not {"kind", "dim", "count", "card", "sha256"} <= description.keys():
-            raise LandmarkRetrievalError(f"{folder / _DESCRIPTION} does not describe a photo index: {_REBUILD}.")
-        if description["kind"] != "flat":
-            raise LandmarkRetrievalError(f"{folder} holds an index of kind {description['kind']!r}: {_REBUILD}.")
-        for name in (_INDEX, _IDS):
-            path = folder / name
-            if not path.exists():
-                raise LandmarkRetrievalError(f"{path} is missing: {_REBUILD}.")
-            if sha256_of(path) != description["sha256"].get(name):
-                raise LandmarkRetrievalError(f"{path} is damaged (its checksum is another): {_REBUILD}.")
-        index = _faiss().read_index(str(folder / _INDEX))
-        ids = (folder / _IDS).read_text(encoding="utf-8").split("\n")[:-1]
-        if not index.ntotal == len(ids) == description["count"] or index.d != description["dim"]:
-            raise LandmarkRetrievalError(
-                f"{folder} holds {index.ntotal} {index.d}-d descriptors and {len(ids)} photo ids, {_DESCRIPTION} says "
-                f"{description['count']} of {description['dim']}-d: {_REBUILD}."
-            )
-        return cls(index, ids, description["card"])
+    def __len__(self) -> int: ...
 
     def search(
         self, descriptors: np.ndarray, k: int, card: Mapping[str, Any] | None = None
     ) -> tuple[list[list[str]], np.ndarray]:
         """Find the k photos with the largest dot product for each descriptor.
 
-        Larger scores come first, on a tie the photo that was stored first.
+        Larger scores come first. An index that is not exact may find fewer than k photos, never a wrong id: then the
+        list of ids is shorter than the row of scores, which goes on with -inf.
 
         Args:
             descriptors: (n, dim), rows L2-normalised by the caller, so that the dot product is the cosine.
@@ -128,59 +64,103 @@ class PhotoIndex:
             card: what made `descriptors`; give it to be sure that they can be compared with those of the index.
 
         Returns:
-            The photo ids, n lists of min(k, len(index)), and their scores (n, min(k, len(index))) float32.
+            The photo ids, n lists of at most min(k, len(index)), and the scores (n, min(k, len(index))) float32.
 
         Raises:
             LandmarkRetrievalError: another dim or another model than that of the index, k < 1, or a row holds NaN or
                 infinity.
         """
-        if card is not None and dict(card) != self.card:
-            raise LandmarkRetrievalError(
-                f"The index was made by {_model(self.card)}, the query by {_model(card)}; their descriptors cannot be "
-                f"compared ({card_difference(self.card, card)}): use the model of the index."
-            )
-        queries = np.ascontiguousarray(descriptors, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise LandmarkRetrievalError(
-                f"The index of {_model(self.card)} holds {self.dim}-d descriptors, the queries have shape "
-                f"{queries.shape}{'' if card is None else f' ({_model(card)})'}: use the model of the index."
-            )
-        if k < 1:
-            raise LandmarkRetrievalError(f"k must be at least 1, not {k}.")
-        finite = np.isfinite(queries).all(axis=1)
-        if not finite.all():
-            raise LandmarkRetrievalError(f"Query {int(np.argmin(finite))} holds NaN or infinity: check the photo.")
-        k = min(k, len(self))
-        rows, scores = self._ranked(queries, k)
-        return [[self.ids[row] for row in ranked] for ranked in rows], scores
+        ...
 
-    def _ranked(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS's results, ties in order of the rows: FAISS promises no order, nor which of the tied ones it takes."""
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        waiting, depth = np.arange(len(queries)), min(k + 1, len(self))
-        while len(waiting):
-            found_scores, found_rows = self._index.search(queries[waiting], depth)
-            order = np.lexsort((found_rows, -found_scores), axis=1)[:, :k]
-            scores[waiting] = np.take_along_axis(found_scores, order, axis=1)
-            rows[waiting] = np.take_along_axis(found_rows, order, axis=1)
-            if depth == len(self):
-                break
-            # a tie at the last result that goes on to the end may go on behind it: look deeper there
-            waiting = waiting[found_scores[:, k - 1] == found_scores[:, -1]]
-            depth = min(4 * depth, len(self))
-        return rows, scores
+    def add(self, ids: Sequence[str], descriptors: Any, card: Mapping[str, Any] | None = None) -> None:
+        """Add photos; kept once the index is saved.
+
+        Args:
+            ids: n photo ids, none of them in the index yet.
+            descriptors: (n, dim), rows L2-normalised by the caller.
+            card: what made `descriptors`; see `search`.
+
+        Raises:
+            LandmarkRetrievalError: a photo is in the index already or comes twice, a row is not of length 1 (the photo
+                is named), or another dim or another model than that of the index.
+        """
+        ...
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove photos; kept once the index is saved.
+
+        Raises:
+            LandmarkRetrievalError: a photo is not in the index (it is named), or none would be left.
+        """
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index to a folder, whole or not at all; `open_index` opens it."""
+        ...
 
 
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise LandmarkRetrievalError(
-            f"The index needs FAISS ({error}): pip install faiss-cpu, or faiss-gpu on a machine with CUDA (never both)."
-        ) from None
-    return faiss
+def build_index(
+    store: DescriptorStore,
+    kind: str = "auto",
+    device: str = "cpu",
+    rescore: int | None = None,
+    seed: int = 0,
+) -> Index:
+    """Build an index over the descriptors of a store.
+
+    Args:
+        store: the descriptors, rows of unit length.
+        kind: "flat", "exact", "fp16", "sq8", "hnsw", "ivf_pq", or "auto" to choose by number and length of the
+            descriptors and by memory; the index says why (`why`). For "qdrant" see `qdrant_index.QdrantIndex.build`.
+        device: "cpu", or "cuda" to search on GPUs ("flat", "ivf_pq" and "exact").
+        rescore: candidates per wanted result that are compared again with the descriptors of the store, which stay on
+            disk; 0 for none; by default 2 for "sq8", 4 for "ivf_pq" and 0 for the others.
+        seed: of the sample that "sq8" and "ivf_pq" are trained on.
+
+    Raises:
+        LandmarkRetrievalError: there is no such kind, FAISS is not installed, there is no GPU for "cuda" or it cannot
+            search the kind, or a descriptor is not of unit length (the photo is named).
+
+    Example:
+        index = build_index(DescriptorStore.open("store"))
+        index.save("my-index")
+        ids, scores = open_index("my-index").search(descriptors, k=100)
+    """
+    chosen = recipe(kind, len(store), store.dim, device).kind
+    if chosen == "exact":
+        from landmark_retrieval.retrieval.exact_index import ExactIndex
+
+        return ExactIndex.build(store, device)
+    from landmark_retrieval.retrieval.faiss_index import FaissIndex
+
+    return FaissIndex.build(store, kind, device, rescore, seed)
 
 
-def _model(card: Mapping[str, Any]) -> str:
-    return f"model {card.get('model', 'without a name')!r}"
+def open_index(folder: str | Path, device: str = "cpu", rescore: int | None = None) -> Index:
+    """Open a saved index, of whatever kind.
+
+    Args:
+        folder: of the index.
+        device: "cpu", or "cuda" to search on GPUs ("flat", "exact", and "ivf_pq" that was built for them).
+        rescore: see `build_index`; by default as it was saved.
+
+    Raises:
+        LandmarkRetrievalError: there is no index, one of its files is missing or damaged (it is named), or what it
+            needs is not there: its descriptors, FAISS, a GPU, Qdrant.
+    """
+    kind = read_description(folder)["kind"]
+    if kind in FAISS_KINDS:
+        from landmark_retrieval.retrieval.faiss_index import FaissIndex
+
+        return FaissIndex.open(folder, device, rescore)
+    if kind == "exact":
+        from landmark_retrieval.retrieval.exact_index import ExactIndex
+
+        return ExactIndex.open(folder, device)
+    if kind == "qdrant":
+        from landmark_retrieval.retrieval.qdrant_index import QdrantIndex
+
+        return QdrantIndex.open(folder)
+    raise LandmarkRetrievalError(
+        f"{folder} holds an index of kind {kind!r}, not {', '.join(KINDS)} or qdrant: {REBUILD}."
+    )

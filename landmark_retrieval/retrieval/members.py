@@ -21,7 +21,7 @@ from landmark_retrieval.retrieval.steps import digest
 from landmark_retrieval.retrieval.store import DescriptorStore
 from landmark_retrieval.retrieval.store_files import FINISHED
 from landmark_retrieval.retrieval.store_rows import StoreRows
-from landmark_retrieval.retrieval.views import card_with_views
+from landmark_retrieval.retrieval.views import card_as_asked
 
 Photos = ShardedPhotos | PhotoTable
 Load = Callable[[str], tuple[nn.Module, dict[str, Any]]]
@@ -34,6 +34,7 @@ class Wanted:
     Attributes:
         model: what `Load` takes.
         image_size: px, in place of its card's; None keeps that.
+        resize: see `data.resizing.Resizing`; None keeps its card's.
         scales: see `extract`.
         flip: see `extract`.
         weight: of its scores in the sum of lists.
@@ -42,6 +43,7 @@ class Wanted:
 
     model: str
     image_size: int | None = None
+    resize: str | None = None
     scales: Sequence[float] | None = None
     flip: bool | None = None
     weight: float = 1.0
@@ -97,14 +99,16 @@ def open_sets(data: str | Path, names: Sequence[str], train_set: str) -> dict[st
 
 def card_of(wanted: Wanted, card: Mapping[str, Any]) -> dict[str, Any]:
     """The card of a model with what is wanted of it."""
-    changed = dict(card)
-    if wanted.image_size:
-        changed["image_size"] = wanted.image_size
-    return card_with_views(changed, wanted.scales, wanted.flip)
+    return card_as_asked(card, wanted.image_size, wanted.resize, wanted.scales, wanted.flip)
+
+
+def store_of(folder: Path, name: str, photos: Photos) -> Path:
+    """Where a model's descriptors of a set of photos go: other photos, as of another training set, go elsewhere."""
+    return folder / f"{name}-{digest(photos.fingerprint)}"
 
 
 def folder_of(wanted: Wanted, card: Mapping[str, Any], out: Path) -> Path:
-    """Where the descriptors of a model go: its name, and digits that say what its card says."""
+    """Where everything of a model goes: its name, and digits that say what its card says."""
     stem = re.sub(r"[^\w.-]+", "-", wanted.model.rstrip("/").split("/")[-1])
     return out / "models" / f"{stem}-{digest(dict(card))}"
 
@@ -118,7 +122,7 @@ def describe_sets(
         wanted: the models; one is in memory at a time.
         load: how to load a model.
         photos: by name.
-        out: descriptors go to `<out>/models/<model>/<name>`.
+        out: descriptors go below `<out>/models`.
         extraction: passed on to `extract`.
 
     Raises:
@@ -135,7 +139,7 @@ def describe_sets(
         stores = {}
         for name, source in photos.items():
             title = f"{one.model} ({number} of {len(wanted)}): {name}"
-            stores[name] = extract(model, card, source, folder / name, title=title, **extraction)
+            stores[name] = extract(model, card, source, store_of(folder, name, source), title=title, **extraction)
         members.append(Member(one, card, folder, stores))
         for name in photos:
             _check_same_photos(members[0], members[-1], name)

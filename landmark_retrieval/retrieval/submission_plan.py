@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from landmark_retrieval.columns import aligned
-from landmark_retrieval.retrieval.members import Load, Photos, Wanted, card_of, folder_of
+from landmark_retrieval.retrieval.members import Load, Photos, Wanted, card_of, folder_of, store_of
 from landmark_retrieval.retrieval.parts import Parts
 from landmark_retrieval.retrieval.views import views_of
 
@@ -67,7 +67,7 @@ def plan(
         operations, dim = cost(model, card)
         dims.append(dim)
         for name, source in photos.items():
-            left = len(source) - _done(folder / name, card, dtype, len(source))
+            left = len(source) - _done(store_of(folder, name, source), card, dtype, len(source))
             hours = on.describing(left, operations)
             total += hours
             table.append((one.model, name, f"{len(source):,}", f"{left:,}", f"{operations / 1e9:.1f}", f"{hours:.2f}"))

@@ -48,9 +48,10 @@ def create_model(
 
     Returns:
         The model, in training mode as torch makes it: call `.eval()` before describing photos. Its `pretrained_cfg` is
-        a dict with name, image_size (px), mean, std (R, G, B, of images in 0..1), interpolation ("area": by area where
-        images shrink, bilinear where they grow), classes, licence, source, sha256, size (bytes), figure, command; None
-        where nothing is known.
+        a dict with name, image_size (px), resize ("squash" to a square of that size, or another way, see
+        `records.Weights`), mean, std (R, G, B, of images in 0..1), interpolation ("area": by area where images shrink,
+        bilinear where they grow), classes, licence, source, sha256, size (bytes), figure, command; None where nothing
+        is known.
 
     Raises:
         LandmarkRetrievalError: an unknown name (with the nearest ones), arguments that the model does not take, no
@@ -124,6 +125,8 @@ def _card(architecture: Architecture, record: Weights | None, overrides: Mapping
         "arguments": {**architecture.arguments, **(record.arguments if record else {}), **overrides},
         "image_size": (record and record.image_size) or architecture.image_size,
         **_FACTS,
+        # cards without the key mean a square
+        **({"resize": record.resize} if record and record.resize != "squash" else {}),
         "weights_sha256": None,
         "weights_size": None,
     }
@@ -197,6 +200,7 @@ def _configured(model: Any, card: Mapping[str, Any]) -> Any:
     model.pretrained_cfg = {
         "name": card.get("name"),
         "image_size": card.get("image_size"),
+        "resize": card.get("resize", "squash"),
         **{key: card.get(key, default) for key, default in _FACTS.items()},
         "mean": tuple(card.get("mean", IMAGENET_MEAN)),
         "std": tuple(card.get("std", IMAGENET_STD)),

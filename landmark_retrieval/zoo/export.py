@@ -101,6 +101,12 @@ def export_model(model: nn.Module, card: Mapping[str, Any], out: str | Path, for
         raise LandmarkRetrievalError(
             f"{out} is a folder: name the file to write, e.g. {out / 'model'}{SUFFIXES[format]}."
         )
+    if card.get("resize", "squash") != "squash" or card.get("views"):
+        raise LandmarkRetrievalError(
+            f"The model takes photos with resize {card.get('resize')!r} and views {card.get('views')}, where an "
+            "exported file takes squares of one size: set resize to squash and image_size in its model.json, and no "
+            "views."
+        )
     side, mean, std = card["image_size"], card.get("mean", IMAGENET_MEAN), card.get("std", IMAGENET_STD)
     module = PhotosToDescriptors(copy.deepcopy(model), mean, std).cpu().float().eval().requires_grad_(False)
     module.to(memory_format=torch.contiguous_format)  # torch.export.save stumbles over channels_last

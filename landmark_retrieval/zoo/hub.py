@@ -85,7 +85,7 @@ def page(card: dict[str, Any], repository: str) -> str:
     """The README.md of a model on the hub, made from its card."""
     facts = {
         "architecture": f"`{card['architecture']}`",
-        "images": f"{card['image_size']} x {card['image_size']} px, RGB, mean {card.get('mean')}, sd {card.get('std')}",
+        "images": f"{_sides(card)}, RGB, mean {card.get('mean')}, sd {card.get('std')}",
         "source": card.get("source"),
         "trained on": card.get("trained_on"),
         "classes": card.get("classes"),
@@ -124,3 +124,13 @@ descriptors = model(images)  # normalised images (B, 3, H, W) -> (B, D), not L2-
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "no reason given")
+
+
+def _sides(card: dict[str, Any]) -> str:
+    side = card.get("image_size")
+    return {
+        "squash": f"{side} x {side} px",
+        "longest_side": f"longer side {side} px",
+        "shortest_side": f"shorter side {side} px",
+        "original": f"as they are, at most {side} px a side" if side else "as they are",
+    }[card.get("resize", "squash")]

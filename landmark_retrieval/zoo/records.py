@@ -30,6 +30,8 @@ class Weights:
         mean: of the images, R, G, B.
         std: of the images, R, G, B.
         interpolation: how the images were made square: "area" is by area where they shrink, bilinear where they grow.
+        resize: how photos get their size: "squash" to a square of image_size, or with their shape kept: "longest_side",
+            "shortest_side" to that length, "original" scaled down to it where they are larger.
         classes: number of landmarks trained on.
         licence: SPDX name.
         sha256: of the file with the weights.
@@ -48,6 +50,7 @@ class Weights:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "area"
+    resize: str = "squash"
     classes: int | None = None
     licence: str | None = None
     sha256: str | None = None
@@ -67,6 +70,9 @@ def _feymanpriv(depth: int, url: str, code: str) -> Weights:
         name,
         "feymanpriv",
         source="https://github.com/feymanpriv/DOLG, trained on Google Landmarks v2 clean by the authors of the paper",
+        # as published: at their original size, which in Revisited Oxford and Paris is at most this
+        resize="original",
+        image_size=1024,
         licence="MIT",
         by_hand=f"fetch the file at {url} (code {code}) in a browser, then run `landmark-retrieval zoo convert FILE "
         f"--source feymanpriv_dolg --model {name} --out DIR` (--model {name}_ma if it holds a multi-atrous block)",

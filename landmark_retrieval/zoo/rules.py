@@ -22,6 +22,7 @@ class Rules:
         arguments: of our constructor, so that it computes what the released code computes.
         zeros: our parameters that the source does not have, and that do nothing where they are zero.
         bgr: name with us of the first convolution, if the source feeds it B, G, R.
+        card: what the card says of images, where it is not what the architecture's says.
         licence: of the source's repository, SPDX name.
     """
 
@@ -33,6 +34,7 @@ class Rules:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     zeros: tuple[str, ...] = ()
     bgr: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "MIT"
 
 
@@ -105,6 +107,8 @@ _RULES: dict[tuple[str, str], Rules] = {
         centers=1,
         images="B, G, R, of their own shape and at five scales",
         bgr="backbone.conv1.weight",
+        # described at their original size, which in Revisited Oxford and Paris is at most this
+        card={"resize": "original", "image_size": 1024},
     ),
 }
 

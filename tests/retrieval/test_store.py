@@ -220,6 +220,37 @@ def test_a_count_that_does_not_add_up_is_named(tmp_path):
         DescriptorStore.open(tmp_path)
 
 
+def test_photos_can_be_left_out(tmp_path):
+    ids, descriptors = fill(tmp_path)
+    store = DescriptorStore.open(tmp_path)
+    some = store.without([ids[3], ids[24], "elsewhere"])
+    kept = [row for row in range(25) if row not in (3, 24)]
+    assert some.ids == [ids[row] for row in kept]
+    assert (len(some), some.dim, some.dtype, some.card) == (23, 8, "float32", CARD)
+    np.testing.assert_array_equal(some.load(), descriptors[kept])
+    assert [len(rows) for _, rows in some.parts()] == [9, 10, 4]
+    assert len(store) == len(DescriptorStore.open(tmp_path, verify=True)) == 25
+    with pytest.raises(LandmarkRetrievalError, match=r"No photo of the store .* is left"):
+        store.without(ids)
+
+
+def test_a_note_of_another_version_is_told(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, stop=16)
+    (tmp_path / "unfinished.json").write_text(json.dumps({"dim": 8, "card": CARD, "parts": []}))
+    with pytest.raises(LandmarkRetrievalError, match=r"unfinished\.json was not written by this version: remove"):
+        DescriptorWriter(tmp_path, card=CARD)
+
+
+def test_parts_of_different_lengths_do_not_become_a_store(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, stop=21)
+    note = tmp_path / "part-00001.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"dim": 9}))
+    with pytest.raises(LandmarkRetrievalError, match=r"different lengths, \[8, 9\]"):
+        DescriptorWriter(tmp_path, card=CARD)
+
+
 def test_the_difference_of_cards_is_told():
     assert card_difference({"model": "a", "size": 1}, {"model": "b", "size": 1}) == "model: 'a' and 'b'"
     assert card_difference({"size": 1}, {}) == "size: 1 and None"

@@ -18,6 +18,7 @@ from landmark_retrieval.retrieval.members import (
     folder_of,
     labels_of,
     open_sets,
+    store_of,
 )
 from landmark_retrieval.retrieval.recognition import recognize
 from landmark_retrieval.retrieval.rerank import ensemble, hard_rerank, soft_rerank
@@ -55,7 +56,7 @@ def members(described, tmp_path):
     again = []
     for member in members:
         folder = tmp_path / "out" / member.folder.relative_to(out)
-        stores = {name: type(store).open(folder / name) for name, store in member.stores.items()}
+        stores = {name: type(store).open(folder / store.folder.name) for name, store in member.stores.items()}
         again.append(type(member)(member.wanted, member.card, folder, stores))
     return again
 
@@ -153,12 +154,21 @@ def test_recognition_averages_within_types_and_puts_types_side_by_side(members, 
 def test_models_that_described_other_photos_are_refused(sets, tmp_path):
     describe_sets([Wanted("a")], load, {"index": sets["index"]}, tmp_path, workers=0)
     # as if the second model's store came from elsewhere
-    card = card_of(Wanted("bbb"), load("bbb")[1])
-    describe_sets([Wanted("bbb")], load, {"index": sets["test"]}, tmp_path / "else", workers=0)
-    shutil.copytree(folder_of(Wanted("bbb"), card, tmp_path / "else"), folder_of(Wanted("bbb"), card, tmp_path))
-    (folder_of(Wanted("bbb"), card, tmp_path) / "index" / "source.json").unlink()
+    folder = folder_of(Wanted("bbb"), card_of(Wanted("bbb"), load("bbb")[1]), tmp_path)
+    other = describe_sets([Wanted("bbb")], load, {"index": sets["test"]}, tmp_path / "else", workers=0)[0]
+    store = store_of(folder, "index", sets["index"])
+    shutil.copytree(other.stores["index"].folder, store)
+    (store / "source.json").unlink()
     with pytest.raises(LandmarkRetrievalError, match="is in one alone"):
         describe_sets([Wanted("a"), Wanted("bbb")], load, {"index": sets["index"]}, tmp_path, workers=0)
+
+
+def test_another_training_set_in_the_same_folder_is_another_store(shards, tmp_path):
+    folders = set()
+    for which in ("c", "full", "c"):
+        photos = open_sets(shards, ["train"], which)
+        folders.add(describe_sets([Wanted("a")], load, photos, tmp_path, workers=0)[0].stores["train"].folder)
+    assert len(folders) == 2
 
 
 def test_a_model_stands_once(sets, tmp_path):

@@ -14,7 +14,8 @@ from landmark_retrieval.zoo.records import Weights
 SMALL = {"backbone": "mobilenetv3_small_050", "embedding_dim": 32}
 ARGUMENTS = {**SMALL, "dilations": [6, 12, 18], "stem_stride": 2, "fusion": "released2021"}
 CARD = {"architecture": "DOLGNet", "arguments": ARGUMENTS, "image_size": 64, "licence": "MIT", "classes": 7}
-FACTS = {"image_size", "mean", "std", "interpolation", "classes", "licence", "source", "sha256", "size", "figure"}
+FACTS = {"image_size", "resize", "mean", "std", "interpolation", "classes", "licence", "source", "sha256", "size"}
+FACTS |= {"figure"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,24 @@ def test_no_released_weights_is_an_error_not_a_random_model():
     for name in ("dolg_resnet50.feymanpriv", "dolg_efficientnet_b5", "hybrid_efficientnet_b6_swin_base_384"):
         with pytest.raises(LandmarkRetrievalError, match="No weights of"):
             create_model(name, pretrained=True)
+
+
+def test_how_photos_get_their_size():
+    squash = create_model("dolg_resnet50").pretrained_cfg
+    assert (squash["resize"], squash["image_size"]) == ("squash", 512)
+    published = create_model("dolg_resnet50.feymanpriv").pretrained_cfg
+    assert (published["resize"], published["image_size"]) == ("original", 1024)
+    # a card keeps what cards always were, where nothing is said
+    assert "resize" not in load_model("imagenet")[1]
+
+
+def test_the_card_of_the_weights_says_how_photos_get_their_size(tmp_path):
+    torch.manual_seed(0)
+    net = DOLGNet(**ARGUMENTS)
+    save_model(tmp_path, net, CARD | {"resize": "longest_side"})
+    assert load_model(tmp_path)[0].pretrained_cfg["resize"] == "longest_side"
+    own = create_model("dolg_efficientnet_lite0", checkpoint=tmp_path, **SMALL)
+    assert (own.pretrained_cfg["resize"], own.pretrained_cfg["image_size"]) == ("longest_side", 64)
 
 
 def test_from_the_installed_package():

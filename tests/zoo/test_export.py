@@ -229,6 +229,9 @@ def test_what_cannot_be_exported_is_told(tmp_path, monkeypatch):
         export_model(model, card, tmp_path, "torch-export")
     with pytest.raises(LandmarkRetrievalError, match=r"images of 16 px .*too small"):
         export_model(model, card | {"image_size": 16}, tmp_path / "model", "torch-export")
+    for shape in ({"resize": "original"}, {"views": {"scales": [1.0], "flip": True}}):
+        with pytest.raises(LandmarkRetrievalError, match="squares of one size"):
+            export_model(model, card | shape, tmp_path / "model", "torch-export")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(LandmarkRetrievalError, match=r"needs onnx\w*, .* pip install landmark-retrieval\[export\]"):
         export_model(model, card, tmp_path / "model")
