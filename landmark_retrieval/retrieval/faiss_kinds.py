@@ -79,7 +79,7 @@ def recipe(kind: str, rows: int, dim: int, device: str = "cpu", memory: int | No
 def _ivf_pq(rows: int, dim: int, device: str) -> Recipe:
     # four times sqrt(rows) cells, and at least 39 rows to train each
     cells = 1 << max(0, min(round(math.log2(4 * rows**0.5)), (rows // 39).bit_length() - 1))
-    probe = max(1, min(cells, max(8, cells * 9 // 64)))
+    probe = max(1, min(cells, max(8, cells * 5 // 32)))
     # the last quarter of the directions is left to the exact comparison of the candidates
     kept = dim * 3 // 4 if dim >= 256 and rows >= 4 * dim else dim
     if device == "cuda":
@@ -100,7 +100,7 @@ def _ivf_pq(rows: int, dim: int, device: str) -> Recipe:
         cells,
         probe,
         training_rows=min(rows, max(64 * cells, 10_000)),
-        rescore=3,
+        rescore=4,
     )
 
 

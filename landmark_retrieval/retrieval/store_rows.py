@@ -17,7 +17,7 @@ _BLOCK = 8
 class StoreRows:
     """All or some rows of a descriptor store; only what is asked for is read, from the memory-mapped parts.
 
-    Enough of an array for searches: `ndim`, `shape`, `len`, slices, and arrays of row numbers.
+    Enough of an array for searches: `ndim`, `shape`, `dtype`, `len`, slices, and arrays of row numbers.
 
     Args:
         store: the descriptors.
@@ -70,9 +70,7 @@ class StoreRows:
             self._parts[part][max(0, start - self._starts[part]) : stop - self._starts[part]]
             for part in range(first, last + 1)
         ]
-        return (
-            parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.dim), self.dtype), *parts])
-        )
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.dim), self.dtype), *parts])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Any rows (n,) int64 as (n, dim) in the store's dtype; best sorted, so that the disk is read in order."""

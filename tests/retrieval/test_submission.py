@@ -9,7 +9,6 @@ import torch
 from landmark_retrieval import GeMNet
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import average_and_concatenate
-from landmark_retrieval.retrieval.expansion import alpha_query_expansion
 from landmark_retrieval.retrieval.members import (
     Wanted,
     card_of,
@@ -22,6 +21,7 @@ from landmark_retrieval.retrieval.members import (
 )
 from landmark_retrieval.retrieval.recognition import recognize
 from landmark_retrieval.retrieval.rerank import ensemble, hard_rerank, soft_rerank
+from landmark_retrieval.retrieval.rerankers import RERANKERS
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.retrieval.submission import Ranking, ranked_lists, recognized
 from landmark_retrieval.retrieval.submission_plan import Machine, cost, plan
@@ -78,7 +78,7 @@ def test_labels_are_those_of_the_photos(sets, labels, described):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", ["soft", "none", "hard", "alpha_query_expansion"])
+@pytest.mark.parametrize("name", ["soft", "none", "hard", *RERANKERS])
 def test_lists_are_those_of_the_functions(name, count, members, labels):
     members = members[:count]
     if name == "hard" and count > 1:
@@ -95,7 +95,7 @@ def test_lists_are_those_of_the_functions(name, count, members, labels):
             lists.append(hard_rerank(query, index, train, labels, k=2, top=7))
         else:
             ranked = exact_search(query, index, 9)
-            lists.append(ranked if name == "none" else alpha_query_expansion(ranked, query, index))
+            lists.append(ranked if name == "none" else RERANKERS[name](ranked, query, index))
     alone = lists[0][0][:, :7], lists[0][1][:, :7]
     wanted = alone if count == 1 else ensemble(lists, 7, weights=[2.0, 1.0, 1.0])
     np.testing.assert_array_equal(found, wanted[0])
