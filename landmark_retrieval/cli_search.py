@@ -8,7 +8,7 @@ from typing import Any
 
 def add_search(commands: Any, model_help: str) -> None:
     """Add the two commands to the parsers of the command line; `model_help` explains --model."""
-    from landmark_retrieval.retrieval.faiss_kinds import KINDS
+    from landmark_retrieval.retrieval.indexes.faiss_kinds import KINDS
 
     index = commands.add_parser(
         "index",

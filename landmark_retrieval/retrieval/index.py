@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.faiss_kinds import FAISS_KINDS, KINDS, recipe
-from landmark_retrieval.retrieval.index_files import REBUILD, read_description
+from landmark_retrieval.retrieval.indexes.faiss_kinds import FAISS_KINDS, KINDS, recipe
+from landmark_retrieval.retrieval.indexes.index_files import REBUILD, read_description
 from landmark_retrieval.retrieval.store import DescriptorStore
 
 
@@ -128,10 +128,10 @@ def build_index(
     """
     chosen = recipe(kind, len(store), store.dim, device).kind
     if chosen == "exact":
-        from landmark_retrieval.retrieval.exact_index import ExactIndex
+        from landmark_retrieval.retrieval.indexes.exact_index import ExactIndex
 
         return ExactIndex.build(store, device)
-    from landmark_retrieval.retrieval.faiss_index import FaissIndex
+    from landmark_retrieval.retrieval.indexes.faiss_index import FaissIndex
 
     return FaissIndex.build(store, kind, device, rescore, seed)
 
@@ -150,15 +150,15 @@ def open_index(folder: str | Path, device: str = "cpu", rescore: int | None = No
     """
     kind = read_description(folder)["kind"]
     if kind in FAISS_KINDS:
-        from landmark_retrieval.retrieval.faiss_index import FaissIndex
+        from landmark_retrieval.retrieval.indexes.faiss_index import FaissIndex
 
         return FaissIndex.open(folder, device, rescore)
     if kind == "exact":
-        from landmark_retrieval.retrieval.exact_index import ExactIndex
+        from landmark_retrieval.retrieval.indexes.exact_index import ExactIndex
 
         return ExactIndex.open(folder, device)
     if kind == "qdrant":
-        from landmark_retrieval.retrieval.qdrant_index import QdrantIndex
+        from landmark_retrieval.retrieval.indexes.qdrant_index import QdrantIndex
 
         return QdrantIndex.open(folder)
     raise LandmarkRetrievalError(

@@ -19,8 +19,8 @@ from landmark_retrieval.files import read_json, write_json
 from landmark_retrieval.retrieval.extract import broken_photos, describe, extract
 from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult
 from landmark_retrieval.retrieval.index import Index, build_index, open_index
-from landmark_retrieval.retrieval.index_checks import check_card
-from landmark_retrieval.retrieval.index_files import DESCRIPTION
+from landmark_retrieval.retrieval.indexes.index_checks import check_card
+from landmark_retrieval.retrieval.indexes.index_files import DESCRIPTION
 from landmark_retrieval.retrieval.photo_update import (
     FolderChanges,
     describe_new,

@@ -11,7 +11,7 @@ import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import ensemble
-from landmark_retrieval.retrieval.neighbors import Rows
+from landmark_retrieval.retrieval.reranking.neighbors import Rows
 from landmark_retrieval.retrieval.search import (
     CHUNK,
     Adjust,

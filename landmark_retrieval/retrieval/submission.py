@@ -17,7 +17,7 @@ from landmark_retrieval.retrieval.ensemble import ensemble
 from landmark_retrieval.retrieval.members import Member
 from landmark_retrieval.retrieval.recognition import recognize
 from landmark_retrieval.retrieval.rerank import hard_rerank, rerank_voted, soft_vote
-from landmark_retrieval.retrieval.rerankers import RERANKERS, find_reranker
+from landmark_retrieval.retrieval.reranking.rerankers import RERANKERS, find_reranker
 from landmark_retrieval.retrieval.search import Devices, exact_search
 from landmark_retrieval.retrieval.steps import collected, digest, in_steps
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.faiss_kinds import recipe
 from landmark_retrieval.retrieval.index import build_index, open_index
+from landmark_retrieval.retrieval.indexes.faiss_kinds import recipe
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter
 

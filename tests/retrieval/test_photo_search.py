@@ -127,7 +127,7 @@ def test_a_crash_between_descriptors_and_index_is_made_good(model, own, tmp_path
     update(model, own, tmp_path)
     shutil.copy(sorted(own.rglob("*.jpg"))[0], own / "copy.jpg")
     with monkeypatch.context() as patch:
-        patch.setattr("landmark_retrieval.retrieval.faiss_index.FaissIndex.save", lambda *_: 1 / 0)
+        patch.setattr("landmark_retrieval.retrieval.indexes.faiss_index.FaissIndex.save", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             update(model, own, tmp_path)
     done = update(model, own, tmp_path)

@@ -21,7 +21,7 @@ from landmark_retrieval.retrieval.members import (
 )
 from landmark_retrieval.retrieval.recognition import recognize
 from landmark_retrieval.retrieval.rerank import ensemble, hard_rerank, soft_rerank
-from landmark_retrieval.retrieval.rerankers import RERANKERS
+from landmark_retrieval.retrieval.reranking.rerankers import RERANKERS
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.retrieval.submission import Ranking, ranked_lists, recognized
 from landmark_retrieval.retrieval.submission_plan import Machine, cost, plan

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.index_checks import (
+from landmark_retrieval.retrieval.indexes.index_checks import (
     check_card,
     check_new,
     checked_queries,
     checked_rows,
     rows_to_remove,
 )
-from landmark_retrieval.retrieval.index_files import read_description, write_folder
+from landmark_retrieval.retrieval.indexes.index_files import read_description, write_folder
 from landmark_retrieval.retrieval.store import DescriptorStore
 
 # Qdrant's ids are numbers or UUIDs: those of the photos are made with this

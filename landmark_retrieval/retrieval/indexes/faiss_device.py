@@ -3,7 +3,7 @@
 from typing import Any
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.faiss_kinds import Recipe
+from landmark_retrieval.retrieval.indexes.faiss_kinds import Recipe
 
 
 def import_faiss() -> Any:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.neighbors import NeighborTable, Rows
-from landmark_retrieval.retrieval.ranked import require_at_least_one
+from landmark_retrieval.retrieval.reranking.neighbors import NeighborTable, Rows
+from landmark_retrieval.retrieval.reranking.ranked import require_at_least_one
 from landmark_retrieval.retrieval.search import CHUNK, check_comparable
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import torch
 from tqdm import tqdm
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.neighbors import Rows
-from landmark_retrieval.retrieval.ranked import RankedLists, checked, given_back, require_at_least_one
+from landmark_retrieval.retrieval.reranking.neighbors import Rows
+from landmark_retrieval.retrieval.reranking.ranked import RankedLists, checked, given_back, require_at_least_one
 from landmark_retrieval.retrieval.search import CHUNK, as_kind_of, check_comparable, exact_search
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)

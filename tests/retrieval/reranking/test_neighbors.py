@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval import neighbors
-from landmark_retrieval.retrieval.neighbors import NeighborTable, Rows
+from landmark_retrieval.retrieval.reranking import neighbors
+from landmark_retrieval.retrieval.reranking.neighbors import NeighborTable, Rows
 
 CPU = torch.device("cpu")
 

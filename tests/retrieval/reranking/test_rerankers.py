@@ -6,7 +6,7 @@ import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.metrics.functional import mean_average_precision
-from landmark_retrieval.retrieval.rerankers import RERANKERS, find_reranker
+from landmark_retrieval.retrieval.reranking.rerankers import RERANKERS, find_reranker
 from landmark_retrieval.retrieval.search import exact_search
 
 # for clusters of ten, where the defaults of the papers are meant for larger ones

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.neighbors import NeighborTable, Rows
-from landmark_retrieval.retrieval.ranked import RankedLists, checked, given_back, in_order
+from landmark_retrieval.retrieval.reranking.neighbors import NeighborTable, Rows
+from landmark_retrieval.retrieval.reranking.ranked import RankedLists, checked, given_back, in_order
 from landmark_retrieval.retrieval.search import CHUNK
 
 if TYPE_CHECKING:

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.ranked import RankedLists, checked, given_back, in_order, require_at_least_one
+from landmark_retrieval.retrieval.reranking.ranked import (
+    RankedLists,
+    checked,
+    given_back,
+    in_order,
+    require_at_least_one,
+)
 
 CHUNK = (1024, 16384)
 

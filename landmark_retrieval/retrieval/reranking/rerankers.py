@@ -3,10 +3,10 @@
 import difflib
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.diffusion import diffusion
-from landmark_retrieval.retrieval.expansion import alpha_query_expansion, database_augmentation
-from landmark_retrieval.retrieval.k_reciprocal import k_reciprocal
-from landmark_retrieval.retrieval.ranked import Reranker
+from landmark_retrieval.retrieval.reranking.diffusion import diffusion
+from landmark_retrieval.retrieval.reranking.expansion import alpha_query_expansion, database_augmentation
+from landmark_retrieval.retrieval.reranking.k_reciprocal import k_reciprocal
+from landmark_retrieval.retrieval.reranking.ranked import Reranker
 
 RERANKERS: dict[str, Reranker] = {
     "alpha_query_expansion": alpha_query_expansion,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.k_reciprocal import k_reciprocal
+from landmark_retrieval.retrieval.reranking.k_reciprocal import k_reciprocal
 from landmark_retrieval.retrieval.search import exact_search
 
 
@@ -88,7 +88,7 @@ def test_a_list_is_put_in_order_as_part_of_the_whole():
 
 
 def test_only_rows_that_count_are_searched(monkeypatch):
-    from landmark_retrieval.retrieval import neighbors
+    from landmark_retrieval.retrieval.reranking import neighbors
 
     searched = []
     search = neighbors.exact_search

@@ -5,8 +5,8 @@ import pytest
 from scipy.sparse import load_npz, save_npz
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.diffusion import diffusion
-from landmark_retrieval.retrieval.neighbor_graph import neighbor_graph
+from landmark_retrieval.retrieval.reranking.diffusion import diffusion
+from landmark_retrieval.retrieval.reranking.neighbor_graph import neighbor_graph
 from landmark_retrieval.retrieval.search import exact_search
 
 

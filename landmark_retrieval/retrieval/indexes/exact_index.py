@@ -9,8 +9,8 @@ import torch
 
 from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.faiss_kinds import recipe
-from landmark_retrieval.retrieval.index_checks import (
+from landmark_retrieval.retrieval.indexes.faiss_kinds import recipe
+from landmark_retrieval.retrieval.indexes.index_checks import (
     check_card,
     check_new,
     checked_queries,
@@ -19,7 +19,7 @@ from landmark_retrieval.retrieval.index_checks import (
     named,
     rows_to_remove,
 )
-from landmark_retrieval.retrieval.index_files import (
+from landmark_retrieval.retrieval.indexes.index_files import (
     IDS,
     REBUILD,
     check_files,

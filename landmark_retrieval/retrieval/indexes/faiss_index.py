@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.faiss_building import BLOCK, blocks, sample_of, train
-from landmark_retrieval.retrieval.faiss_device import check_device, import_faiss, to_gpus
-from landmark_retrieval.retrieval.faiss_kinds import Recipe, recipe
-from landmark_retrieval.retrieval.index_checks import (
+from landmark_retrieval.retrieval.indexes.faiss_building import BLOCK, blocks, sample_of, train
+from landmark_retrieval.retrieval.indexes.faiss_device import check_device, import_faiss, to_gpus
+from landmark_retrieval.retrieval.indexes.faiss_kinds import Recipe, recipe
+from landmark_retrieval.retrieval.indexes.index_checks import (
     check_card,
     check_new,
     checked_queries,
@@ -22,7 +22,7 @@ from landmark_retrieval.retrieval.index_checks import (
     named,
     rows_to_remove,
 )
-from landmark_retrieval.retrieval.index_files import (
+from landmark_retrieval.retrieval.indexes.index_files import (
     DESCRIPTION,
     IDS,
     INDEX,

@@ -7,7 +7,7 @@ import pytest
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.index import open_index
-from landmark_retrieval.retrieval.qdrant_index import QdrantIndex
+from landmark_retrieval.retrieval.indexes.qdrant_index import QdrantIndex
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter
 
 qdrant_client = pytest.importorskip("qdrant_client", reason="needs qdrant-client (extra `qdrant`)")

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from landmark_retrieval.retrieval.faiss_device import import_faiss
-from landmark_retrieval.retrieval.faiss_kinds import Recipe
-from landmark_retrieval.retrieval.index_checks import checked_rows
+from landmark_retrieval.retrieval.indexes.faiss_device import import_faiss
+from landmark_retrieval.retrieval.indexes.faiss_kinds import Recipe
+from landmark_retrieval.retrieval.indexes.index_checks import checked_rows
 from landmark_retrieval.retrieval.store import DescriptorStore
 from landmark_retrieval.retrieval.store_rows import StoreRows
 

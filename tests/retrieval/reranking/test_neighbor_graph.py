@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.neighbor_graph import mutual_graph, neighbor_graph
-from landmark_retrieval.retrieval.neighbors import NeighborTable, Rows
+from landmark_retrieval.retrieval.reranking.neighbor_graph import mutual_graph, neighbor_graph
+from landmark_retrieval.retrieval.reranking.neighbors import NeighborTable, Rows
 
 
 def unit_rows(seed, rows, dim=8):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval import expansion
-from landmark_retrieval.retrieval.expansion import alpha_query_expansion, augment, database_augmentation
+from landmark_retrieval.retrieval.reranking import expansion
+from landmark_retrieval.retrieval.reranking.expansion import alpha_query_expansion, augment, database_augmentation
 from landmark_retrieval.retrieval.search import exact_search
 
 

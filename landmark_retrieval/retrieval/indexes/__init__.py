@@ -1,0 +1,1 @@
+"""What finds photos by their descriptors: matrix products, FAISS, Qdrant; `retrieval.index` builds and opens them."""

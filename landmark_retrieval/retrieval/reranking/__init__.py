@@ -1,0 +1,1 @@
+"""Re-ranking without labels: ranked lists in, ranked lists out."""
