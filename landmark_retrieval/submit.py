@@ -57,9 +57,7 @@ def main() -> None:
     if arguments.plan:
         from landmark_retrieval.retrieval.submission_plan import Machine, plan
 
-        voted = config["track"] == "retrieval" and ranking.needs_training_photos
-        dtype = config["extraction"]["dtype"]
-        print(plan(wanted, load_model, photos, out, dtype, voted, Machine(**config["plan"])))
+        print(plan(wanted, load_model, photos, out, config["extraction"]["dtype"], Machine(**config["plan"])))
         return
     _submit(config, wanted, photos, ranking, out)
 
@@ -68,12 +66,23 @@ def _submit(config: dict[str, Any], wanted: list[Any], photos: dict[str, Any], r
     from landmark_retrieval.data.solutions import write_recognition_predictions, write_retrieval_predictions
     from landmark_retrieval.files import write_json
     from landmark_retrieval.retrieval.extract import rank_and_world
+    from landmark_retrieval.retrieval.inputs import present_devices
     from landmark_retrieval.retrieval.members import describe_sets, labels_of
-    from landmark_retrieval.retrieval.submission import ranked_lists, recognized
+    from landmark_retrieval.retrieval.submission import check_combine, ranked_lists, recognized
     from landmark_retrieval.zoo import load_model
 
     devices = config["devices"] or _all_gpus()
-    members = describe_sets(wanted, load_model, photos, out, **config["extraction"])
+    # what could be wrong is found before hours are spent
+    landmarks = _landmarks(photos["train"]) if config["track"] == "recognition" else []
+    if "train" in photos:
+        labels_of(photos["train"], [])
+    if devices:
+        present_devices(devices)
+    check_combine(config["recognition"]["combine"])
+    extraction = dict(config["extraction"])
+    if devices and all(str(device) == "cpu" for device in devices):
+        extraction["device"] = "cpu"
+    members = describe_sets(wanted, load_model, photos, out, **extraction)
     if rank_and_world(None, None)[0]:
         return  # the first process does the rest
     test = members[0].stores["test"].ids
@@ -89,7 +98,6 @@ def _submit(config: dict[str, Any], wanted: list[Any], photos: dict[str, Any], r
         write_retrieval_predictions(file, {query: found.get(query, []) for query in photos["test"].ids})
     else:
         options = {key: value for key, value in config["recognition"].items() if key != "non_landmark"}
-        landmarks = _landmarks(photos["train"])
         assert labels is not None
         classes, scores = recognized(members, labels, devices=devices, **options)
         pairs = zip(classes.tolist(), scores.tolist(), strict=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.search import as_kind_of
+from landmark_retrieval.retrieval.inputs import as_kind_of, as_tensor
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -50,18 +50,22 @@ def ensemble(
         )
     kind = lists[0][0]
     device = kind.device if isinstance(kind, torch.Tensor) else torch.device("cpu")
-    for rows, scores in lists:
+    for model, (rows, scores) in enumerate(lists):
         if rows.ndim != 2 or rows.shape != scores.shape or len(rows) != len(kind):
             raise LandmarkRetrievalError(
                 f"The lists of all models must be of the same {len(kind)} queries, with a score for each photo: found "
                 f"indices of shape {tuple(rows.shape)} and scores of shape {tuple(scores.shape)}."
+            )
+        if as_tensor(rows[:1]).is_floating_point():
+            raise LandmarkRetrievalError(
+                f"The photos in the lists of model {model} must be integers, rows of the index."
             )
     # in blocks, since every photo of every list is sorted
     step = max(1, 4_000_000 // max(1, sum(rows.shape[1] for rows, _ in lists)))
     parts = []
     for start in range(0, len(kind), step):
         block = [
-            (torch.as_tensor(rows[start : start + step]), torch.as_tensor(s[start : start + step])) for rows, s in lists
+            (as_tensor(rows[start : start + step]), as_tensor(scores[start : start + step])) for rows, scores in lists
         ]
         parts.append(_summed([(rows.to(device), scores.to(device)) for rows, scores in block], weights, top, start))
     width = max((part[0].shape[1] for part in parts), default=0)
@@ -104,7 +108,7 @@ def average_and_concatenate(
         )
     parts, first = [], 0
     for size in groups:
-        models = [torch.as_tensor(part) for part in descriptors[first : first + size]]
+        models = [as_tensor(part) for part in descriptors[first : first + size]]
         for number, part in enumerate(models, first):
             if part.ndim != 2 or part.shape != (len(descriptors[0]), models[0].shape[1]):
                 raise LandmarkRetrievalError(
@@ -137,10 +141,17 @@ def _summed(
     begins = torch.cat([torch.ones_like(rows[:, :1], dtype=torch.bool), ~again], dim=1)
     place = begins.long().cumsum(dim=1) - 1
     scores = scores.masked_fill(rows < 0, 0.0)
+    if scores.isnan().any():
+        query, at = (int(part) for part in scores.isnan().nonzero()[0])
+        raise LandmarkRetrievalError(
+            f"The score of photo {int(rows[query, at])} for query {first + query} by model {int(model[query, at])} is "
+            "NaN: it has no place in a ranking."
+        )
     totals = torch.zeros_like(scores).scatter_add_(1, place, scores)
     photos = torch.full_like(rows, -1).scatter_(1, place, rows)
     # places behind the last photo, and the place of "no photo"
     totals.masked_fill_(photos < 0, -torch.inf)
+    photos.masked_fill_(photos < 0, -1)
     totals, order = totals.sort(dim=1, descending=True, stable=True)
     width = min(top, int((photos >= 0).sum(dim=1).max()))
     return photos.gather(1, order)[:, :width], totals[:, :width].float()

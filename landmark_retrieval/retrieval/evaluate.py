@@ -120,6 +120,9 @@ def evaluate(
         recognised = {query: found for query, found in recognised.items() if query in benchmark.recognition.relevant}
         report["recognition"] = {"bank": bank_photos.name, **recognition_figures(recognised, benchmark.recognition)}
         write_recognition_predictions(out / RECOGNITION_PREDICTIONS, recognised)
+    else:
+        # of an earlier call, with a bank
+        (out / RECOGNITION_PREDICTIONS).unlink(missing_ok=True)
     write_retrieval_predictions(out / PREDICTIONS, ranked)
     write_json(out / METRICS, report)
     scores = {query: scores[query] for query in ranked}

@@ -69,7 +69,13 @@ class Member:
     @property
     def type(self) -> str:
         """What it is averaged with."""
-        return self.wanted.type or str(self.card.get("architecture"))
+        kind = self.wanted.type or self.card.get("architecture")
+        if not kind:
+            raise LandmarkRetrievalError(
+                f"The card of {self.wanted.model} does not say of which architecture it is: name a type, "
+                f"{{model: {self.wanted.model}, type: ...}}."
+            )
+        return str(kind)
 
     def rows(self, name: str) -> StoreRows:
         """The descriptors of a set of photos, which stay on disk."""
@@ -102,9 +108,9 @@ def card_of(wanted: Wanted, card: Mapping[str, Any]) -> dict[str, Any]:
     return card_as_asked(card, wanted.image_size, wanted.resize, wanted.scales, wanted.flip)
 
 
-def store_of(folder: Path, name: str, photos: Photos) -> Path:
+def store_of(folder: Path, name: str, photos: Photos, dtype: str) -> Path:
     """Where a model's descriptors of a set of photos go: other photos, as of another training set, go elsewhere."""
-    return folder / f"{name}-{digest(photos.fingerprint)}"
+    return folder / f"{name}-{digest(photos.fingerprint, dtype)}"
 
 
 def folder_of(wanted: Wanted, card: Mapping[str, Any], out: Path) -> Path:
@@ -114,7 +120,12 @@ def folder_of(wanted: Wanted, card: Mapping[str, Any], out: Path) -> Path:
 
 
 def describe_sets(
-    wanted: Sequence[Wanted], load: Load, photos: Mapping[str, Photos], out: Path, **extraction: Any
+    wanted: Sequence[Wanted],
+    load: Load,
+    photos: Mapping[str, Photos],
+    out: Path,
+    dtype: str = "float32",
+    **extraction: Any,
 ) -> list[Member]:
     """Describe every set of photos with every model; what is there already is taken as it is.
 
@@ -123,6 +134,7 @@ def describe_sets(
         load: how to load a model.
         photos: by name.
         out: descriptors go below `<out>/models`.
+        dtype: of the descriptors, "float32" or "float16".
         extraction: passed on to `extract`.
 
     Raises:
@@ -139,7 +151,9 @@ def describe_sets(
         stores = {}
         for name, source in photos.items():
             title = f"{one.model} ({number} of {len(wanted)}): {name}"
-            stores[name] = extract(model, card, source, store_of(folder, name, source), title=title, **extraction)
+            stores[name] = extract(
+                model, card, source, store_of(folder, name, source, dtype), dtype=dtype, title=title, **extraction
+            )
         members.append(Member(one, card, folder, stores))
         for name in photos:
             _check_same_photos(members[0], members[-1], name)

@@ -13,14 +13,9 @@ from tqdm import tqdm
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import average_and_concatenate
-from landmark_retrieval.retrieval.search import (
-    CHUNK,
-    adjusted_search,
-    as_kind_of,
-    exact_search,
-    merged,
-    rows_of,
-)
+from landmark_retrieval.retrieval.inputs import as_kind_of, as_labels, rows_of
+from landmark_retrieval.retrieval.search import CHUNK, adjusted_search, exact_search
+from landmark_retrieval.retrieval.topk import merged
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 # training photos that are transformed at once
@@ -86,6 +81,7 @@ def recognize_in_detail(
     train_labels: Any,
     non_landmark: Any | None,
     groups: Sequence[int] | None = None,
+    normalize_means: bool = False,
     top: int = 3,
     train_neighbours: int = 5,
     test_neighbours: int = 10,
@@ -104,6 +100,7 @@ def recognize_in_detail(
         non_landmark: of photos of no landmark.
         groups: how many models each type has: their descriptors become one, see `ensemble.average_and_concatenate`
             (Henkel 2021: (3, 3, 2), 1536 numbers).
+        normalize_means: see `ensemble.average_and_concatenate`.
         top: candidates per model.
         train_neighbours: non-landmarks that make B.
         test_neighbours: non-landmarks that make C.
@@ -123,10 +120,15 @@ def recognize_in_detail(
     photos, bank = _models(test, "test"), _models(train, "training")
     others = None if non_landmark is None else _models(non_landmark, "non-landmark")
     _check(photos, bank, others, train_labels, min(top, train_neighbours, test_neighbours))
+    if others is not None and not 0 <= skip_first < len(others[0]):
+        raise LandmarkRetrievalError(
+            f"skip_first={skip_first} is not possible with {len(others[0])} non-landmark photos: at least one has to "
+            "be left."
+        )
     device = photos[0].device if isinstance(photos[0], torch.Tensor) else torch.device("cpu")
-    prepare = _Preparation(groups, device)
+    prepare = _Preparation(groups, normalize_means, device)
     asked = prepare.block(photos, 0, len(photos[0]), "test photos")
-    if quantile_transform:
+    if quantile_transform and len(asked):
         prepare.fit(asked, seed)
         asked = prepare.transformed(asked)
     parts = prepare.split(asked)
@@ -147,14 +149,14 @@ def recognize_in_detail(
         like.append(likeness.cpu())
     values = torch.cat([kept[0][0] for kept in best], dim=1)
     candidates = torch.cat([kept[0][1] for kept in best], dim=1)
-    labels = torch.as_tensor(np.asarray(torch.as_tensor(train_labels).cpu()), dtype=torch.int64).to(device)
+    labels = as_labels(train_labels, len(bank[0]), "training photos").to(device)
     answers, agreement = _largest_sum(labels[candidates], values.double())
     own = torch.zeros(len(asked), device=device)
     if against is not None:
-        wanted = min(test_neighbours + skip_first, len(against))
-        nearest = exact_search(normalize(asked), normalize(against), wanted, chunk)[1]
-        own = nearest[:, min(skip_first, wanted - 1) :].mean(dim=1)
-    result = [answers, (agreement - own).float(), agreement.float(), candidates, values, own, torch.cat(like, dim=1)]
+        nearest = exact_search(normalize(asked), normalize(against), test_neighbours + skip_first, chunk)[1]
+        own = nearest[:, skip_first:].mean(dim=1)
+    scores, likeness = (agreement - own).float(), torch.cat(like, dim=1).to(device)
+    result = [answers, scores, agreement.float(), candidates, values, own, likeness]
     return Recognition(*(as_kind_of(photos[0], part) for part in result))
 
 
@@ -178,8 +180,8 @@ def _largest_sum(labels: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tens
 class _Preparation:
     """Rows of several models -> rows of one matrix, transformed, and the parts of it that models are compared by."""
 
-    def __init__(self, groups: Sequence[int] | None, device: torch.device) -> None:
-        self.groups, self.device = groups, device
+    def __init__(self, groups: Sequence[int] | None, normalize_means: bool, device: torch.device) -> None:
+        self.groups, self.normalize_means, self.device = groups, normalize_means, device
         self.widths: list[int] = []
         self.transformer: Any = None
 
@@ -188,7 +190,7 @@ class _Preparation:
         rows = [normalize(rows_of(model, start, stop, self.device, what)) for model in models]
         if self.groups is not None:
             # one model from here on, whose rows are L2-normalised like any other's
-            rows = [normalize(average_and_concatenate(rows, self.groups))]
+            rows = [normalize(average_and_concatenate(rows, self.groups, self.normalize_means))]
         self.widths = [part.shape[1] for part in rows]
         return torch.cat(rows, dim=1)
 
@@ -237,8 +239,7 @@ def _check(photos: list[Any], bank: list[Any], others: list[Any] | None, labels:
             raise LandmarkRetrievalError(
                 f"There are no {what} photos: a landmark is recognised by training photos, and none by non-landmarks."
             )
-    if len(labels) != len(bank[0]):
-        raise LandmarkRetrievalError(f"{len(bank[0])} training photos need as many labels, not {len(labels)}.")
+    as_labels(labels, len(bank[0]), "training photos")
     if least < 1:
         raise LandmarkRetrievalError("The numbers of candidates and of neighbours must be at least 1.")
 

@@ -11,18 +11,11 @@ import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import ensemble
+from landmark_retrieval.retrieval.inputs import Devices, as_kind_of, as_labels, as_tensor, check_comparable
 from landmark_retrieval.retrieval.reranking.neighbors import Rows
-from landmark_retrieval.retrieval.search import (
-    CHUNK,
-    Adjust,
-    Devices,
-    adjusted_search,
-    as_kind_of,
-    check_comparable,
-    exact_search,
-)
+from landmark_retrieval.retrieval.search import CHUNK, Adjust, adjusted_search, exact_search
 
-__all__ = ["CONFIDENCES", "ensemble", "hard_rerank", "rerank_voted", "soft_rerank", "soft_vote"]
+__all__ = ["CONFIDENCES", "ensemble", "hard_rerank", "hard_rerank_voted", "rerank_voted", "soft_rerank", "soft_vote"]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -79,8 +72,8 @@ def soft_vote(
         raise LandmarkRetrievalError(f"There is no confidence {confidence!r}: choose from {', '.join(CONFIDENCES)}.")
     if not len(train):
         raise LandmarkRetrievalError("The training set is empty: labels are voted for by training photos.")
+    labels = as_labels(train_labels, len(train), "training photos")
     rows, cosines = (torch.as_tensor(part) for part in exact_search(images, train, k, chunk, devices))
-    labels = _labels_of(train_labels, len(train), "training photos")
     found = labels[rows.cpu()].to(cosines.device)
     # in float64, so that sums of the same cosines are the same
     similarity = cosines.double()
@@ -188,12 +181,12 @@ def rerank_voted(
         LandmarkRetrievalError: labels or confidences that do not fit; see also `exact_search`.
     """
     check_comparable(query, index, top, chunk)
-    of_query = _labels_of(query_labels, len(query), "queries")
-    of_index = _labels_of(index_labels, len(index), "index photos")
-    confidences = torch.as_tensor(index_confidences, dtype=torch.float32)
+    of_query = as_labels(query_labels, len(query), "queries")
+    of_index = as_labels(index_labels, len(index), "index photos")
+    confidences = as_tensor(index_confidences).float()
     if confidences.shape != of_index.shape:
         raise LandmarkRetrievalError(f"{len(index)} index photos need as many confidences, not {len(confidences)}.")
-    own = None if exclude is None else _labels_of(exclude, len(query), "queries")
+    own = _excluded(exclude, len(query), len(index))
 
     def adjusting(first: int, last: int, device: torch.device) -> Adjust:
         labels = of_query[first:last, None].to(device)
@@ -255,8 +248,47 @@ def hard_rerank(
     votes = {"train": train, "train_labels": train_labels, "k": k, "confidence": confidence}
     votes |= {"chunk": chunk, "devices": devices}
     check_comparable(query, index, top, chunk)
-    query_labels, query_confidences = (torch.as_tensor(part).cpu().numpy() for part in soft_vote(query, **votes))
-    index_labels, index_confidences = (torch.as_tensor(part).cpu().numpy() for part in soft_vote(index, **votes))
+    of_query, of_index = soft_vote(query, **votes), soft_vote(index, **votes)
+    return hard_rerank_voted(query, *of_query, index, *of_index, top, threshold, chunk, devices)
+
+
+def hard_rerank_voted(
+    query: Array,
+    query_labels: Any,
+    query_confidences: Any,
+    index: Any,
+    index_labels: Any,
+    index_confidences: Any,
+    top: int = 100,
+    threshold: float = 0.6,
+    chunk: tuple[int, int] = CHUNK,
+    devices: Devices | None = None,
+) -> tuple[Array, Array]:
+    """`hard_rerank` where the votes are known already.
+
+    Args:
+        query: (n_q, d), rows L2-normalised.
+        query_labels: (n_q,) as `soft_vote` gives them.
+        query_confidences: (n_q,).
+        index: (n_i, d), rows L2-normalised; where it lies elsewhere it takes arrays of row numbers, too.
+        index_labels: (n_i,).
+        index_confidences: (n_i,).
+        top: see `hard_rerank`, also for the others.
+        threshold: of the two confidences together.
+        chunk: rows compared at once.
+        devices: where to compute, see `exact_search`.
+
+    Returns:
+        See `hard_rerank`.
+
+    Raises:
+        LandmarkRetrievalError: labels that do not fit; see also `exact_search`.
+    """
+    query_labels = as_labels(query_labels, len(query), "queries").cpu().numpy()
+    index_labels = as_labels(index_labels, len(index), "index photos").cpu().numpy()
+    query_confidences, index_confidences = (
+        as_tensor(part).cpu().numpy() for part in (query_confidences, index_confidences)
+    )
     nearest = torch.as_tensor(exact_search(query, index, top, chunk, devices)[0]).cpu().numpy()
     # index photos by label, in a label by falling confidence, on a tie the lower row
     order = np.lexsort((-index_confidences, index_labels))
@@ -275,10 +307,10 @@ def hard_rerank(
     return as_kind_of(query, torch.from_numpy(rows).to(device)), as_kind_of(query, cosines.to(device))
 
 
-def _labels_of(labels: Any, count: int, what: str) -> torch.Tensor:
-    values = torch.as_tensor(labels)
-    if values.shape != (count,) or values.is_floating_point():
-        raise LandmarkRetrievalError(
-            f"{count} {what} need ({count},) integers as labels, not {tuple(values.shape)} of {values.dtype}."
-        )
-    return values.long()
+def _excluded(exclude: Any, queries: int, index: int) -> torch.Tensor | None:
+    if exclude is None:
+        return None
+    rows = as_labels(exclude, queries, "queries", "rows to exclude")
+    if len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < index:
+        raise LandmarkRetrievalError(f"Rows to exclude lie between -1 (none) and {index - 1}, the last of the index.")
+    return rows

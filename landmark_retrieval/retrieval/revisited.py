@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.metrics.functional.revisited import SETUPS
-from landmark_retrieval.retrieval.search import full_precision, rows_of
+from landmark_retrieval.retrieval.inputs import full_precision, rows_of
 from landmark_retrieval.retrieval.store import DescriptorStore, card_difference
 
 

@@ -14,15 +14,18 @@ import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.ensemble import ensemble
+from landmark_retrieval.retrieval.inputs import Devices, present_devices
 from landmark_retrieval.retrieval.members import Member
 from landmark_retrieval.retrieval.recognition import recognize
-from landmark_retrieval.retrieval.rerank import hard_rerank, rerank_voted, soft_vote
+from landmark_retrieval.retrieval.rerank import CONFIDENCES, hard_rerank_voted, rerank_voted, soft_vote
 from landmark_retrieval.retrieval.reranking.rerankers import RERANKERS, find_reranker
-from landmark_retrieval.retrieval.search import Devices, exact_search
+from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.retrieval.steps import collected, digest, in_steps
 
 # photos that are voted for, and queries that are searched for, between two files
 _VOTES, _QUERIES = 16_384, 1024
+# goes up when the arithmetic changes, so that files of before are not taken for what would be computed now
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class Ranking:
                 find_reranker(self.rerank)
             except LandmarkRetrievalError as error:
                 raise LandmarkRetrievalError(f"{error} Also: soft, hard, none.") from None
+        if self.confidence not in CONFIDENCES:
+            raise LandmarkRetrievalError(
+                f"There is no confidence {self.confidence!r}: choose from {', '.join(CONFIDENCES)}."
+            )
+        if min(self.k, self.per_model, self.top) < 1:
+            raise LandmarkRetrievalError("retrieval.k, retrieval.per_model and retrieval.top must be at least 1.")
         if self.rerank == "hard" and models > 1:
             raise LandmarkRetrievalError(
                 "Hard re-ranking gives an order and no scores that could be added up: use it with one model, or "
@@ -114,19 +123,19 @@ class _ListsOf:
         self.member, self.labels, self.ranking, self.devices = member, labels, ranking, devices
         self.query, self.index = member.rows("test"), member.rows("index")
         # the others look at all queries at once
-        self.step = _QUERIES if ranking.rerank in ("soft", "none") else max(1, len(self.query))
+        self.step = _QUERIES if ranking.rerank in ("soft", "hard", "none") else max(1, len(self.query))
 
     def steps(self) -> Any:
         r, member = self.ranking, self.member
-        facts: list[Any] = [r.rerank, r.per_model, member.digest("test"), member.digest("index")]
+        facts: list[Any] = [_FORMAT, r.rerank, r.per_model, member.digest("test"), member.digest("index")]
         votes: tuple[Any, ...] = ()
         if r.needs_training_photos:
             facts += [r.k, r.confidence, member.digest("train"), digest(np.asarray(self.labels).tolist())]
+            votes = (self._votes("test"), self._votes("index"))
         if r.rerank == "soft":
-            votes = (self._votes("test")["labels"], self._votes("index"))
             facts += [r.up, r.down]
         if r.rerank == "hard":
-            facts += [r.threshold]
+            facts += [r.threshold, r.top]
 
         def work(start: int, stop: int) -> dict[str, Any]:
             rows, scores = self._lists(self.query[start:stop].astype(np.float32), start, stop, *votes)
@@ -136,21 +145,24 @@ class _ListsOf:
         return in_steps(folder, len(self.query), self.step, work, f"{member.folder.name}: {r.rerank} lists")
 
     def _lists(self, query: np.ndarray, start: int, stop: int, *votes: Any) -> tuple[Any, Any]:
-        r = self.ranking
-        if r.rerank == "soft":
-            labels, of_index = votes
-            return rerank_voted(
-                query, labels[start:stop], self.index, of_index["labels"], of_index["confidences"], r.up, r.down,
-                r.per_model, devices=self.devices,
-            )  # fmt: skip
-        if r.rerank == "hard":
-            train = self.member.rows("train")
-            return hard_rerank(
-                query, self.index, train, self.labels, r.k, min(r.per_model, r.top), r.threshold, r.confidence,
-                devices=self.devices,
-            )  # fmt: skip
-        ranked = exact_search(query, self.index, r.per_model, devices=self.devices)
-        return ranked if r.rerank == "none" else find_reranker(r.rerank)(ranked, query, self.index)
+        r, devices = self.ranking, self.devices
+        if r.needs_training_photos:
+            of_query, of_index = votes
+            labels, sure = (of_query[name][start:stop] for name in ("labels", "confidences"))
+            known = of_index["labels"], of_index["confidences"]
+            if r.rerank == "soft":
+                return rerank_voted(query, labels, self.index, *known, r.up, r.down, r.per_model, devices=devices)
+            top = min(r.per_model, r.top)
+            return hard_rerank_voted(query, labels, sure, self.index, *known, top, r.threshold, devices=devices)
+        ranked = exact_search(query, self.index, r.per_model, devices=devices)
+        if r.rerank == "none":
+            return ranked
+        # the others work where the queries are
+        home = present_devices(devices)[0] if devices else torch.device("cpu")
+        asked = torch.from_numpy(query).to(home)
+        lists = torch.from_numpy(ranked[0]), torch.from_numpy(ranked[1])
+        rows, scores = find_reranker(r.rerank)(lists, asked, self.index)
+        return rows.cpu().numpy(), scores.cpu().numpy()
 
     def _votes(self, name: str) -> dict[str, np.ndarray]:
         r, member = self.ranking, self.member
@@ -161,7 +173,9 @@ class _ListsOf:
             labels, sure = soft_vote(block, train, self.labels, r.k, r.confidence, devices=self.devices)
             return {"labels": labels, "confidences": sure}
 
-        known = digest(r.k, r.confidence, member.digest(name), member.digest("train"), np.asarray(self.labels).tolist())
+        known = digest(
+            _FORMAT, r.k, r.confidence, member.digest(name), member.digest("train"), np.asarray(self.labels).tolist()
+        )
         folder = member.folder / f"votes-{name}-{known}"
         return collected(in_steps(folder, len(images), _VOTES, work, f"{member.folder.name}: votes for {name}"))
 
@@ -190,11 +204,10 @@ def recognized(
         LandmarkRetrievalError: an unknown `combine`, models of one type with descriptors of different length; see also
             `recognize`.
     """
-    if combine not in ("average", "separate"):
-        raise LandmarkRetrievalError(f"Models are combined by average or separate, not by {combine!r}.")
+    check_combine(combine)
     ordered = in_groups(members)
     groups = [len(list(same)) for _, same in groupby(ordered, key=lambda member: member.type)]
-    device = torch.device(devices[0] if devices else "cpu")
+    device = present_devices(devices)[0] if devices else torch.device("cpu")
     test = [torch.from_numpy(member.stores["test"].load()).to(device) for member in ordered]
     train = [member.rows("train") for member in ordered]
     others = [member.rows("non_landmark") for member in ordered if "non_landmark" in member.stores]
@@ -203,6 +216,12 @@ def recognized(
         test, train, labels, others or None, groups=groups if averaged else None, progress=True, **options
     )
     return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+
+def check_combine(combine: str) -> None:
+    """LandmarkRetrievalError where models cannot be combined so."""
+    if combine not in ("average", "separate"):
+        raise LandmarkRetrievalError(f"Models are combined by average or separate, not by {combine!r}.")
 
 
 def in_groups(members: Sequence[Member]) -> list[Member]:

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from landmark_retrieval.columns import aligned
+from landmark_retrieval.retrieval.extract import PART_SIZE
 from landmark_retrieval.retrieval.members import Load, Photos, Wanted, card_of, folder_of, store_of
 from landmark_retrieval.retrieval.parts import Parts
 from landmark_retrieval.retrieval.views import views_of
+
+# px, of photos that are described as they are
+USUAL_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,8 @@ class Machine:
         return 2.0 * rows * others * dim / (self.product_tflops * 1e12) / 3600
 
 
-def plan(
-    wanted: Sequence[Wanted], load: Load, photos: Mapping[str, Photos], out: Path, dtype: str, voted: bool, on: Machine
-) -> str:
-    """The steps of a submission as a table, what is finished left out of the hours.
+def plan(wanted: Sequence[Wanted], load: Load, photos: Mapping[str, Photos], out: Path, dtype: str, on: Machine) -> str:
+    """The steps of a submission as a table; descriptors that are finished are left out of the hours.
 
     Args:
         wanted: the models.
@@ -54,7 +56,6 @@ def plan(
         photos: the sets that are described.
         out: of the submission.
         dtype: of the descriptors.
-        voted: whether training photos vote for index photos, too.
         on: the machine.
     """
     table = [("model", "step", "photos", "to do", "GFLOP each", "hours")]
@@ -67,20 +68,23 @@ def plan(
         operations, dim = cost(model, card)
         dims.append(dim)
         for name, source in photos.items():
-            left = len(source) - _done(store_of(folder, name, source), card, dtype, len(source))
+            left = len(source) - _done(store_of(folder, name, source, dtype), card, dtype, len(source))
             hours = on.describing(left, operations)
             total += hours
             table.append((one.model, name, f"{len(source):,}", f"{left:,}", f"{operations / 1e9:.1f}", f"{hours:.2f}"))
-    for name in ("test", *(("index",) if voted else ())):
-        hours = (
-            sum(on.products(len(photos[name]), len(photos["train"]), dim) for dim in dims) if "train" in photos else 0
-        )
-        total += hours
-        table.append(("all", f"votes for {name}", f"{len(photos[name]):,}", "", "", f"{hours:.2f}"))
+    steps = []
     if "index" in photos:
-        hours = sum(on.products(len(photos["test"]), len(photos["index"]), dim) for dim in dims)
+        if "train" in photos:
+            steps = [("votes for test", "test", "train"), ("votes for index", "index", "train")]
+        steps.append(("ranked lists", "test", "index"))
+    else:
+        steps = [("candidates", "test", "train")]
+        if "non_landmark" in photos:
+            steps += [("likeness to non-landmarks", name, "non_landmark") for name in ("train", "test")]
+    for step, name, others in steps:
+        hours = sum(on.products(len(photos[name]), len(photos[others]), dim) for dim in dims)
         total += hours
-        table.append(("all", "ranked lists", f"{len(photos['test']):,}", "", "", f"{hours:.2f}"))
+        table.append(("all", step, f"{len(photos[name]):,}", "", "", f"{hours:.2f}"))
     fits = "fits into" if total <= on.limit_hours else "does NOT fit into"
     lines = "\n".join(aligned(table, right=(2, 3, 4, 5)))
     return (
@@ -95,7 +99,7 @@ def cost(model: nn.Module, card: Mapping[str, Any]) -> tuple[float, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     shape_only = copy.deepcopy(model).to("meta")
-    side = int(card["image_size"])
+    side = int(card["image_size"] or USUAL_SIDE)
     image = torch.empty(1, 3, side, side, device="meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
@@ -104,5 +108,5 @@ def cost(model: nn.Module, card: Mapping[str, Any]) -> tuple[float, int]:
 
 
 def _done(folder: Path, card: dict[str, Any], dtype: str, count: int) -> int:
-    parts = Parts(folder, card, dtype, 10_000)
+    parts = Parts(folder, card, dtype, PART_SIZE)
     return count if parts.finished else min(count, len(parts.done()) * parts.part_size)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.metrics.functional import (
     average_precisions,
     first_correct_ranks,
@@ -235,3 +237,20 @@ def test_docstring_examples():
     results = [doctest.testmod(module) for module in (recognition, retrieval, revisited)]
     assert sum(result.attempted for result in results) >= 9
     assert not any(result.failed for result in results)
+
+
+def test_what_is_no_id_or_label_is_refused():
+    for prediction in (([7], 0.5), (np.array([7, 8]), 0.5)):
+        with pytest.raises(LandmarkRetrievalError, match="one number or name"):
+            global_average_precision({"a": prediction}, {"a": [7]})
+    with pytest.raises(LandmarkRetrievalError, match="one number or name"):
+        mean_average_precision({"a": [["x"]]}, {"a": ["x"]})
+
+
+def test_ranks_may_be_tensors_and_end_with_minus_one():
+    gnd = [{"easy": [0], "hard": [1], "junk": [4]}]
+    wanted = revisited_average_precision([[4, 0, 3, 1, 2]], gnd)
+    found = revisited_average_precision(torch.tensor([[4, 0, 3, 1, 2, -1, -1]]), gnd)
+    assert found == wanted
+    scored = {"a": (7, torch.tensor(0.9, requires_grad=True))}
+    assert global_average_precision(scored, {"a": [7]}) == 1.0

@@ -10,6 +10,7 @@ import torch
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.metrics import global_average_precision
 from landmark_retrieval.retrieval import recognition
+from landmark_retrieval.retrieval.ensemble import average_and_concatenate
 from landmark_retrieval.retrieval.recognition import recognize, recognize_in_detail
 
 CASES = sorted((Path(__file__).parents[1] / "golden" / "recognition_pp").glob("case_*"))
@@ -130,10 +131,25 @@ def test_without_non_landmarks_nothing_is_taken_off():
 
 
 def test_few_non_landmarks_and_training_photos_are_enough():
-    (photos, bank), labels, others = made(train=2, others=1)
+    (photos, bank), labels, others = made(train=2, others=2)
     found, scores = recognize(photos, bank, labels, others, skip_first=1)
     assert set(found.tolist()) <= set(labels.tolist())
     assert np.isfinite(scores).all()
+
+
+def test_no_test_photos_have_no_answers():
+    (photos, bank), labels, others = made()
+    found, scores = recognize(photos[:, :0], bank, labels, others)
+    assert found.shape == scores.shape == (0,)
+
+
+def test_the_means_of_types_may_be_normalized():
+    (photos, bank), labels, others = made(models=3)
+    parts = [average_and_concatenate(list(part), (2, 1), normalize_means=True) for part in (photos, bank, others)]
+    wanted = recognize(parts[0], parts[1], labels, parts[2])
+    found = recognize(photos, bank, labels, others, groups=(2, 1), normalize_means=True)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-5)
 
 
 def test_bad_input():
@@ -142,8 +158,13 @@ def test_bad_input():
         recognize(photos, bank[:, :0], labels[:0], others)
     with pytest.raises(LandmarkRetrievalError, match="no non-landmark photos"):
         recognize(photos, bank, labels, others[:, :0])
-    with pytest.raises(LandmarkRetrievalError, match="25 training photos need as many labels"):
+    with pytest.raises(LandmarkRetrievalError, match="25 training photos need"):
         recognize(photos, bank, labels[:-1], others)
+    with pytest.raises(LandmarkRetrievalError, match="integers as labels"):
+        recognize(photos, bank, labels + 0.5, others)
+    for skip in (-1, 13):
+        with pytest.raises(LandmarkRetrievalError, match="at least one has to be left"):
+            recognize(photos, bank, labels, others, skip_first=skip)
     with pytest.raises(LandmarkRetrievalError, match="same models"):
         recognize(photos, bank[:1], labels, others)
     with pytest.raises(LandmarkRetrievalError, match=r"\(11, 6\), \(10, 6\)"):

@@ -222,6 +222,39 @@ def test_an_ensemble_of_lists_that_end_early():
     np.testing.assert_allclose(scores, [[0.75, -np.inf, -np.inf], [0.9, 0.8, 0.1]], rtol=1e-6)
 
 
+def test_arrays_of_any_making():
+    query, index, train, labels = clustered()
+    wanted = soft_rerank(query, index, train, labels, top=20)
+    labels.flags.writeable = False
+    for made in (
+        lambda array: array.astype(np.float64),
+        lambda array: array.astype(array.dtype.newbyteorder(">")),
+        np.asfortranarray,
+    ):
+        rows, scores = soft_rerank(made(query), made(index), made(train), labels, top=20)
+        np.testing.assert_array_equal(rows, wanted[0])
+        np.testing.assert_allclose(scores, wanted[1], atol=1e-6)
+    rows, _ = soft_rerank(query, index, train[::-1], labels[::-1], top=20)
+    np.testing.assert_array_equal(rows, wanted[0])
+    best = ensemble([(wanted[0][:, ::-1], wanted[1][:, ::-1])], top=20)
+    np.testing.assert_array_equal(best[0], wanted[0])
+    tracked = torch.from_numpy(query).requires_grad_()
+    assert not soft_rerank(tracked, index, train, labels, top=3)[1].requires_grad
+    assert soft_rerank(query[:0], index, train, labels, top=3)[0].shape == (0, 3)
+
+
+def test_a_precision_chosen_elsewhere_stays_as_it_is():
+    query, index, train, labels = clustered()
+    place = torch.backends.cuda.matmul
+    before = place.fp32_precision
+    place.fp32_precision = "tf32"
+    try:
+        soft_rerank(query, index, train, labels, top=3)
+        assert place.fp32_precision == "tf32"
+    finally:
+        place.fp32_precision = before
+
+
 def test_bad_input():
     query, index, train, labels = clustered()
     with pytest.raises(LandmarkRetrievalError, match="training set is empty"):
@@ -236,15 +269,25 @@ def test_bad_input():
         soft_rerank(query, index[:, :5], train, labels)
     with pytest.raises(LandmarkRetrievalError, match="cannot be compared"):
         soft_rerank(query, index, train[:, :5], labels)
-    index[7, 2] = np.nan
-    with pytest.raises(LandmarkRetrievalError, match="Row 7"):
-        soft_rerank(query, index, train, labels)
     with pytest.raises(LandmarkRetrievalError, match="at least one model"):
         ensemble([])
     with pytest.raises(LandmarkRetrievalError, match="same 1 queries"):
         ensemble([(np.array([[1]]), np.array([[0.5]])), (np.array([[1], [2]]), np.array([[0.5], [0.1]]))])
+    with pytest.raises(LandmarkRetrievalError, match="lists of model 0 must be integers"):
+        ensemble([(np.array([[4.5, 1.0]]), np.array([[0.5, 0.1]]))])
+    with pytest.raises(LandmarkRetrievalError, match="score of photo 4 for query 0 by model 0 is NaN"):
+        ensemble([(np.array([[1, 4]]), np.array([[0.5, np.nan]]))])
+    with pytest.raises(LandmarkRetrievalError, match=r"between -1 \(none\) and 39"):
+        soft_rerank(query, index, train, labels, exclude=[40] * 7)
+    with pytest.raises(LandmarkRetrievalError, match="integers as rows to exclude"):
+        soft_rerank(query, index, train, labels, exclude=[0, 1])
+    with pytest.raises(LandmarkRetrievalError, match="integers as labels"):
+        soft_rerank(query, index, train, [f"name {label}" for label in labels])
     with pytest.raises(LandmarkRetrievalError, match="Photo 4 stands twice in the list of query 0 of model 1"):
         ensemble([(np.array([[4, 1]]), np.array([[0.5, 0.1]])), (np.array([[4, 4]]), np.array([[0.5, 0.1]]))])
+    index[7, 2] = np.nan
+    with pytest.raises(LandmarkRetrievalError, match="Row 7"):
+        soft_rerank(query, index, train, labels)
 
 
 @pytest.mark.parametrize("module", [rerank, ensemble_module])

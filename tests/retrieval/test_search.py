@@ -8,7 +8,8 @@ import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval import search
-from landmark_retrieval.retrieval.search import exact_search, stable_topk
+from landmark_retrieval.retrieval.search import exact_search
+from landmark_retrieval.retrieval.topk import stable_topk
 
 
 def unit_rows(rng, rows, dim):

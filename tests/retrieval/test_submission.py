@@ -131,6 +131,13 @@ def test_an_interrupted_ranking_goes_on_and_other_settings_do_not_mix(members, l
     assert not np.array_equal(shifted, found)
 
 
+def test_hard_lists_of_another_length_are_not_the_old_ones_cut(members, labels):
+    found = [ranked_lists(members[:1], labels, Ranking("hard", top=top))[0] for top in (3, 9, 3)]
+    query, index, train = (rows(members[0], name) for name in ("test", "index", "train"))
+    for rows_found, top in zip(found, (3, 9, 3), strict=True):
+        np.testing.assert_array_equal(rows_found, hard_rerank(query, index, train, labels, top=top)[0])
+
+
 def test_recognition_averages_within_types_and_puts_types_side_by_side(members, labels):
     options = {"quantile_transform": False, "top": 2}
     classes, scores = recognized(members, labels, **options)
@@ -156,7 +163,7 @@ def test_models_that_described_other_photos_are_refused(sets, tmp_path):
     # as if the second model's store came from elsewhere
     folder = folder_of(Wanted("bbb"), card_of(Wanted("bbb"), load("bbb")[1]), tmp_path)
     other = describe_sets([Wanted("bbb")], load, {"index": sets["test"]}, tmp_path / "else", workers=0)[0]
-    store = store_of(folder, "index", sets["index"])
+    store = store_of(folder, "index", sets["index"], "float32")
     shutil.copytree(other.stores["index"].folder, store)
     (store / "source.json").unlink()
     with pytest.raises(LandmarkRetrievalError, match="is in one alone"):
@@ -174,6 +181,12 @@ def test_another_training_set_in_the_same_folder_is_another_store(shards, tmp_pa
 def test_a_model_stands_once(sets, tmp_path):
     with pytest.raises(LandmarkRetrievalError, match="stands twice"):
         describe_sets([Wanted("a"), Wanted("a")], load, {"index": sets["index"]}, tmp_path, workers=0)
+
+
+def test_settings_are_checked_before_anything_is_described():
+    for settings in ({"confidence": "typo"}, {"top": 0}, {"per_model": -1}, {"k": 0}):
+        with pytest.raises(LandmarkRetrievalError, match=r"confidence|at least 1"):
+            Ranking(**settings).check(1)
 
 
 def test_unknown_reranking_is_named_with_what_is_near():
@@ -201,11 +214,11 @@ def test_the_plan_counts_operations_and_what_is_left(described, sets, tmp_path):
     assert twice == pytest.approx(2 * operations)
 
     machine = Machine(cores=2, decoded_per_core=80, network_tflops=1e-6, product_tflops=1e-6, limit_hours=1)
-    text = plan([Wanted("a")], load, sets, tmp_path, "float32", True, machine)
+    text = plan([Wanted("a")], load, sets, tmp_path, "float32", machine)
     count = sum(len(sets[name]) for name in ("test", "index", "train"))
     described_hours = count * operations / 1e6 / 3600
     product_hours = (2 * len(sets["test"]) * (len(sets["train"]) + len(sets["index"])) * 16) / 1e6 / 3600
     product_hours += 2 * len(sets["index"]) * len(sets["train"]) * 16 / 1e6 / 3600
     assert f"{described_hours + product_hours:.1f} hours" in text
     _, out = described
-    assert " 0  " in plan([Wanted("a")], load, sets, out, "float32", True, machine)
+    assert " 0  " in plan([Wanted("a")], load, sets, out, "float32", machine)

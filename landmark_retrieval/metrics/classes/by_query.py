@@ -18,9 +18,9 @@ class QueryMetric(Metric):
     """What the metrics of this package share: a fixed table of int64 records, a row for each query of the solution.
 
     Processes gather their tables and merge them by query. A query that a DistributedSampler gave to two processes, to
-    fill up their shares, has the same record in both and counts once, and values do not depend on the number of
-    processes, to the bit. Everything is kept as integers (scores as the bits of their float64), which no change of
-    precision of a model rounds.
+    fill up their shares, counts once, as the lower rank predicted it; where ranks predict the same, values do not
+    depend on the number of processes, to the bit. Everything is kept as integers (scores as the bits of their
+    float64), which no change of precision of a model rounds.
 
     Args:
         queries: ids of all queries of the solution, in its order.
@@ -41,7 +41,7 @@ class QueryMetric(Metric):
         if len(self._row_of) < len(self.queries):
             raise LandmarkRetrievalError("A query stands in the solution twice: each must have an id of its own.")
         empty = torch.zeros(len(self.queries), width, dtype=torch.int64)
-        self.add_state("records", empty, dist_reduce_fx=self._merge)
+        self.add_state("records", empty, dist_reduce_fx=self._first_given)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "QueryMetric":
         """Do nothing: the integers of the records are no numbers to be rounded."""
@@ -77,17 +77,22 @@ class QueryMetric(Metric):
                 raise self._conflict(row)
         places = torch.tensor(list(held), device=new.device)
         new[places] = torch.tensor([list(record) for record in held.values()], dtype=torch.int64, device=new.device)
-        self.records = self._merge(torch.stack([self.records, new]))
-
-    def _merge(self, tables: Tensor) -> Tensor:
-        """One table (queries, width) of several (n, queries, width)."""
-        given = tables[:, :, 0] != 0
-        first = given.to(torch.int8).argmax(dim=0)
-        merged = tables.gather(0, first[None, :, None].expand(1, -1, tables.shape[2]))[0]
-        conflicts = (given & (tables != merged).any(dim=2)).any(dim=0).nonzero()
+        tables = torch.stack([self.records, new])
+        merged = self._first_given(tables)
+        conflicts = ((tables[:, :, 0] != 0) & (tables != merged).any(dim=2)).any(dim=0).nonzero()
         if len(conflicts):
             raise self._conflict(int(conflicts[0]))
-        return merged
+        self.records = merged
+
+    @staticmethod
+    def _first_given(tables: Tensor) -> Tensor:
+        """One table (queries, width) of several (n, queries, width): of each query the first record there is.
+
+        Of several processes that described the same photo, in batches of other photos, the scores may differ in their
+        last bits; that of the lowest rank counts.
+        """
+        first = (tables[:, :, 0] != 0).to(torch.int8).argmax(dim=0)
+        return tables.gather(0, first[None, :, None].expand(1, -1, tables.shape[2]))[0]
 
     def _conflict(self, row: int) -> LandmarkRetrievalError:
         return LandmarkRetrievalError(

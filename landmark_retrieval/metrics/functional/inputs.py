@@ -22,5 +22,14 @@ def plain_values(query: Hashable, values: Any, what: str) -> list[Hashable]:
 
 
 def plain_value(value: Any) -> Hashable:
-    """A numpy or torch scalar as Python's: a tensor is equal to a label but has another hash."""
-    return value.item() if hasattr(value, "item") else value
+    """A numpy or torch scalar as Python's: a tensor is equal to a label but has another hash.
+
+    Raises:
+        LandmarkRetrievalError: it is no scalar, or nothing that can be looked up.
+    """
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+        hash(plain)
+    except (TypeError, ValueError, RuntimeError):
+        raise LandmarkRetrievalError(f"An id or label must be one number or name, not {value!r}.") from None
+    return plain

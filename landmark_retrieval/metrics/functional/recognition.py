@@ -97,7 +97,7 @@ def label_and_score(query: Hashable, prediction: Any) -> tuple[Hashable, float]:
     """A prediction as plain values. LandmarkRetrievalError if it is no pair, or its score no number."""
     try:
         label, score = prediction
-        score = float(score)
+        score = float(score.item() if hasattr(score, "item") else score)
     except (TypeError, ValueError):
         raise LandmarkRetrievalError(
             f"The prediction of query {query!r} must be (label, score), not {prediction!r}."

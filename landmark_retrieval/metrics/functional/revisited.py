@@ -191,12 +191,14 @@ def _trapezoid_average_precision(found: npt.NDArray[np.int64], n_positives: int)
 
 
 def _ranking(query: Hashable, ranked: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    rows = np.asarray(ranked)
+    rows = np.asarray(ranked.detach().cpu() if hasattr(ranked, "detach") else ranked)
     if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
         raise LandmarkRetrievalError(
             f"The ranked list of query {query} must be one row of integers, not {rows.ndim}-d {rows.dtype}."
         )
     rows = rows.astype(np.int64)
+    # searches end lists that are shorter than others with -1
+    rows = rows[: len(rows) - int(np.argmax(rows[::-1] != -1))] if (rows != -1).any() else rows[:0]
     if len(np.unique(rows)) != len(rows):
         raise LandmarkRetrievalError(f"The ranked list of query {query} holds a database image more than once.")
     return rows

@@ -10,7 +10,8 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.reranking.neighbor_graph import check_gamma, mutual_graph
 from landmark_retrieval.retrieval.reranking.neighbors import NeighborTable, Rows
 from landmark_retrieval.retrieval.reranking.ranked import RankedLists, checked, given_back, require_at_least_one
-from landmark_retrieval.retrieval.search import CHUNK, exact_search, stable_topk
+from landmark_retrieval.retrieval.search import CHUNK, exact_search
+from landmark_retrieval.retrieval.topk import stable_topk
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -7,9 +7,10 @@ import torch
 from tqdm import tqdm
 
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.retrieval.inputs import as_kind_of, check_comparable
 from landmark_retrieval.retrieval.reranking.neighbors import Rows
 from landmark_retrieval.retrieval.reranking.ranked import RankedLists, checked, given_back, require_at_least_one
-from landmark_retrieval.retrieval.search import CHUNK, as_kind_of, check_comparable, exact_search
+from landmark_retrieval.retrieval.search import CHUNK, exact_search
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.retrieval.inputs import check_comparable
 from landmark_retrieval.retrieval.reranking.neighbors import NeighborTable, Rows
 from landmark_retrieval.retrieval.reranking.ranked import require_at_least_one
-from landmark_retrieval.retrieval.search import CHUNK, check_comparable
+from landmark_retrieval.retrieval.search import CHUNK
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.search import as_kind_of, check_comparable, rows_of
+from landmark_retrieval.retrieval.inputs import as_kind_of, as_tensor, check_comparable, rows_of
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -80,7 +80,7 @@ def checked(
     require_at_least_one(**at_least_one, **({} if top is None else {"top": top}))
     device = query.device if isinstance(query, torch.Tensor) else torch.device("cpu")
     rows = rows_of(query, 0, len(query), device, "queries")
-    lists, scores = (torch.as_tensor(part) for part in ranked)
+    lists, scores = (as_tensor(part) for part in ranked)
     if lists.ndim != 2 or lists.shape != scores.shape or len(lists) != len(query):
         raise LandmarkRetrievalError(
             f"{len(query)} queries need lists of {len(query)} rows, with a score for each index row: found indices of "
