@@ -159,7 +159,7 @@ def in_fresh_process(step: str, *arguments: object) -> dict[str, Any]:
 
 
 def compressed(work: Path, rows: int = 1_000_000, runs: int = 3) -> Iterator[str]:
-    """Recall, time and memory of the kind that is chosen for so many photos, against exact search, in turn."""
+    """Recall, time and memory of ivf_pq, with and without its exact comparison, against flat search, in turn."""
     yield f"### {rows:,} photos x {DIM}, {QUERIES:,} queries, the {K} nearest\n"
     store = make_store(work / f"store-{rows}", rows)
     names = {"flat": "flat", "chosen": "ivf_pq"}

@@ -14,7 +14,7 @@ def add_extract(commands: Any, model_help: str) -> None:
         help="describe photos and keep the descriptors",
         description="Describe photos and keep the descriptors in a store. Interrupted, the same command goes on. For "
         "several GPUs or machines: torchrun ... -m landmark_retrieval.cli extract ..., or the same command several "
-        "times.",
+        "times at once, each with a GPU of its own (--device cuda:N) and a --part-size that leaves parts for all.",
     )
     extract.add_argument(
         "photos", help="folder of photos, shards, data in the layout of Google Landmarks, or CSV (id, path)"

@@ -23,7 +23,7 @@ def add_search(commands: Any, model_help: str) -> None:
         "--kind", choices=("auto", *KINDS), default="auto", help="of the index (default: by the number of photos)"
     )
     index.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of the descriptors (default: %(default)s)"
+        "--dtype", choices=("float32", "float16"), help="of the descriptors (default: float32, or that of the index)"
     )
     index.add_argument("--whiten", type=int, metavar="N", help="PCA-whiten the descriptors to N numbers")
     index.add_argument("--device", help="cpu, or cuda to describe and search on GPUs (default: a GPU describes)")

@@ -100,6 +100,8 @@ def test_index_refusals(index, own, tmp_path, refused):
     assert "holds no photos" in refused("index", tmp_path / "empty", "--out", tmp_path / "i")
     shutil.copytree(own, tmp_path / "others")
     assert f"holds an index of the photos in {own.resolve()}" in refused("index", tmp_path / "others", "--out", index)
+    assert "are kept in float32, not in float16" in refused("index", own, "--out", index, "--dtype", "float16")
+    assert "choose flat" in refused("index", own, "--out", index, "--kind", "ivf_pq")
     assert "is not whitened: choose another folder" in refused("index", own, "--out", index, "--whiten", 8)
 
 
@@ -108,5 +110,6 @@ def test_no_gpu(index, own, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     query = next(own.rglob("*.jpg"))
     assert "FAISS finds no GPU here" in refused("search", index, query, "--device", "cuda")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "There is no GPU here" in refused("index", own, "--out", tmp_path / "i", "--device", "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "There is no GPU cuda" in refused("index", own, "--out", tmp_path / "i", "--device", "cuda")
+    assert "There is no device 'gpu'" in refused("index", own, "--out", tmp_path / "i", "--device", "gpu")

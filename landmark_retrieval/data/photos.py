@@ -169,10 +169,12 @@ class PhotoTable:
 
     @property
     def fingerprint(self) -> str:
-        """Says which photos these are, in which order: a sha256 over ids, sizes and times of change."""
+        """Says which photos these are, in which order: a sha256 over ids, sizes and times of change, and boxes."""
         digest = hashlib.sha256()
         for row, photo in enumerate(self.ids):
             digest.update(f"{photo}\0{self.files.stamp(row, photo)}\n".encode())
+        if self.boxes is not None:
+            digest.update(self.boxes.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def take(self, rows: np.ndarray) -> "PhotoTable":

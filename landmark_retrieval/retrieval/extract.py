@@ -20,9 +20,10 @@ from landmark_retrieval.data.tables import write_reasons
 from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
+from landmark_retrieval.retrieval.inputs import present_device
 from landmark_retrieval.retrieval.parts import Parts
 from landmark_retrieval.retrieval.store import DescriptorStore
-from landmark_retrieval.retrieval.store_files import checked_rows
+from landmark_retrieval.retrieval.store_files import FINISHED, UNFINISHED, checked_rows
 from landmark_retrieval.retrieval.views import DOLG_SCALES, card_with_views, check_size, views_of
 
 __all__ = ["DOLG_SCALES", "broken_photos", "describe", "extract", "rank_and_world"]
@@ -31,6 +32,8 @@ BROKEN, SOURCE = "broken.csv", "source.json"
 PART_SIZE = 10_000
 # a photo of its own shape counts as so many px a side where no image size says how large photos are
 _USUAL_SIDE = 1024
+# such photos are decoded so few at a time: a batch, as large as they may be, lies in memory as a whole, several times
+_UNKNOWN_SIZES = 4
 _AHEAD = 16  # batches, for which shards that lie elsewhere are fetched
 _PAUSE = 1.0  # s between two looks at what other processes have done
 
@@ -56,7 +59,10 @@ def extract(
     A part of the store is a fixed range of the photos, and is made by one process. Interrupted, the same call goes on
     with the parts that are missing; finished, it does nothing. Any number of processes, on one machine or on several
     with a common file system, may make the same call at the same time, or join later: each takes parts that no other
-    is at work on, all return the finished store. Which processes there are changes nothing in the store.
+    is at work on, all return the finished store. Which processes there are changes neither rows nor their order; into
+    which parts they are cut it does, where no part size is given. Processes that torchrun did not start, and that are
+    not told their rank, all count as the first: give each its own GPU (`device`), and a `part_size` that leaves enough
+    parts for all of them.
 
     Args:
         model: in eval mode; see `zoo.load_model`.
@@ -65,11 +71,12 @@ def extract(
         source: the photos.
         out: folder of the store; made if needed.
         batch_size: photos per forward pass. Photos of different shapes go through the model in groups of equal shape,
-            of at most as many pixels as so many squares of `image_size` px have.
+            of at most as many pixels as so many squares of `image_size` px have. At most 4 where the card leaves
+            photos as large as they are.
         workers: processes that decode; as many as cores, at most 8, if None.
         dtype: of the stored descriptors, "float32" or "float16".
         part_size: photos per part; that of an unfinished store is kept. If None 10,000, or with several processes as
-            many as give each of them four parts, if those are fewer.
+            many as give each of them four parts, if those are fewer, so that parts and checksums depend on `world`.
         device: "cuda", "cpu", ...; a GPU where there is one if None, each process of a machine another one.
         title: shown beside the progress bar, which the first process has.
         scales: the descriptor is the normalised mean over these scales of the image, each of unit length;
@@ -83,13 +90,13 @@ def extract(
         they are listed in its broken.csv. Its card has `views` where there is more than the image itself.
 
     Raises:
-        LandmarkRetrievalError: the folder holds descriptors of other photos or of another model, a descriptor holds
-            NaN, the model cannot take such images, or no photo can be decoded.
+        LandmarkRetrievalError: the folder holds descriptors of other photos (or those of a store that `extract` did
+            not make) or of another model, a descriptor holds NaN, the model cannot take such images, there is no such
+            device, or no photo can be decoded.
     """
     rank, world = rank_and_world(rank, world)
     out, fingerprint = Path(out), source.fingerprint
-    if (out / SOURCE).exists() and read_json(out / SOURCE, "note on the photos", f"delete {out}") != fingerprint:
-        raise LandmarkRetrievalError(f"{out} holds descriptors of other photos: delete it, or choose another folder.")
+    _check_photos(out, fingerprint)
     card = card_with_views(card, scales, flip)
     check_size(model, card)
     if batch_size < 1:
@@ -101,9 +108,13 @@ def extract(
     if not parts.readable:
         if not len(source):
             raise LandmarkRetrievalError("There are no photos to describe: give a source that holds some.")
-        write_json(out / SOURCE, fingerprint)
-        parts.begin()
-        work = _Work(parts, model, card, source, batch_size, workers, _device(device, rank), rank, world)
+        place = _device(device, rank)
+        with parts.alone():
+            _check_photos(out, fingerprint)
+            if not parts.readable:
+                write_json(out / SOURCE, fingerprint)
+                parts.begin()
+        work = _Work(parts, model, card, source, batch_size, workers, place, rank, world)
         try:
             work.do(title)
         finally:
@@ -111,6 +122,7 @@ def extract(
         with parts.alone():
             if not parts.readable:
                 work.finish()
+    parts.tidy()
     return DescriptorStore.open(out)
 
 
@@ -170,8 +182,10 @@ class _Work:
         world: int,
     ) -> None:
         self.parts, self.model, self.card, self.source = parts, model.to(device), card, source
-        self.batch_size, self.workers, self.device, self.rank, self.world = batch_size, workers, device, rank, world
+        self.workers, self.device, self.rank, self.world = workers, device, rank, world
         self.resizing = Resizing(card)
+        self.batch_size = batch_size if self.resizing.size else min(batch_size, _UNKNOWN_SIZES)
+        self.most_pixels = batch_size * (self.resizing.size or _USUAL_SIDE) ** 2
 
     def do(self, title: str) -> None:
         """Make parts until all are there, by this process or another one."""
@@ -248,10 +262,9 @@ class _Work:
     def _descriptors(self, batch: Batch) -> Tensor:
         """(b, D), in the order of the batch, on the device."""
         pixels = batch["pixels"].to(self.device, non_blocking=True)
-        at_most = self.batch_size * (self.resizing.size or _USUAL_SIDE) ** 2
         order: list[int] = []
         found = []
-        for numbers, images in images_by_shape(batch, pixels, at_most):
+        for numbers, images in images_by_shape(batch, pixels, self.most_pixels):
             order += numbers
             found.append(describe(self.model, images, self.card))
         together = torch.cat(found) if len(found) > 1 else found[0]
@@ -290,12 +303,27 @@ class _Part:
 
 def _device(device: str | None, rank: int) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        return present_device(device)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def _check_photos(out: Path, fingerprint: str) -> None:
+    # in this order: source.json is written first
+    begun = any((out / name).exists() for name in (FINISHED, UNFINISHED))
+    if (out / SOURCE).exists():
+        if read_json(out / SOURCE, "note on the photos", f"delete {out}") != fingerprint:
+            raise LandmarkRetrievalError(
+                f"{out} holds descriptors of other photos: delete it, or choose another folder."
+            )
+    elif begun:
+        raise LandmarkRetrievalError(
+            f"The descriptors in {out} were not made from these photos by an extraction (it has no {SOURCE}): choose "
+            "another folder."
+        )
 
 
 def _note_broken(out: Path, broken: Sequence[tuple[str, str]]) -> None:

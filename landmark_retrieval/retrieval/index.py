@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.indexes.faiss_kinds import FAISS_KINDS, KINDS, recipe
+from landmark_retrieval.retrieval.indexes.faiss_device import check_device, import_faiss
+from landmark_retrieval.retrieval.indexes.faiss_kinds import FAISS_KINDS, KINDS, check_enough, recipe
 from landmark_retrieval.retrieval.indexes.index_files import REBUILD, read_description
 from landmark_retrieval.retrieval.store import DescriptorStore
 
@@ -119,7 +120,8 @@ def build_index(
 
     Raises:
         LandmarkRetrievalError: there is no such kind, FAISS is not installed, there is no GPU for "cuda" or it cannot
-            search the kind, or a descriptor is not of unit length (the photo is named).
+            search the kind, the photos are too few to train it, rescore is negative, or a descriptor is not of unit
+            length (the photo is named).
 
     Example:
         index = build_index(DescriptorStore.open("store"))
@@ -134,6 +136,19 @@ def build_index(
     from landmark_retrieval.retrieval.indexes.faiss_index import FaissIndex
 
     return FaissIndex.build(store, kind, device, rescore, seed)
+
+
+def check_buildable(kind: str, photos: int, device: str = "cpu") -> None:
+    """Raise what `build_index` would raise for a kind, so many photos and a device, before they are described."""
+    made = recipe(kind, photos, 1, device)
+    if kind == "exact":
+        from landmark_retrieval.retrieval.indexes.exact_index import check_torch_device
+
+        check_torch_device(device)
+        return
+    import_faiss()
+    check_device(device, made.kind)
+    check_enough(made, photos)
 
 
 def open_index(folder: str | Path, device: str = "cpu", rescore: int | None = None) -> Index:
@@ -158,6 +173,11 @@ def open_index(folder: str | Path, device: str = "cpu", rescore: int | None = No
 
         return ExactIndex.open(folder, device)
     if kind == "qdrant":
+        if device != "cpu":
+            raise LandmarkRetrievalError(
+                f"The index {folder} is a collection of Qdrant, which searches where it runs, not on {device!r}: leave "
+                "out the device, or name cpu."
+            )
         from landmark_retrieval.retrieval.indexes.qdrant_index import QdrantIndex
 
         return QdrantIndex.open(folder)

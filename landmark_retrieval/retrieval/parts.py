@@ -1,6 +1,5 @@
 """The parts of a descriptor store that is being written, and which of several processes writes which of them."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from landmark_retrieval.retrieval.store_files import (
     REMAKE,
     UNFINISHED,
     Record,
+    as_stored,
     card_difference,
     part_paths,
     read_description,
@@ -26,6 +26,7 @@ from landmark_retrieval.retrieval.store_files import (
 )
 
 _LOCK = "store.lock"
+_WRITER = "writer.lock"
 
 
 class Parts:
@@ -47,11 +48,13 @@ class Parts:
         if part_size < 1:
             raise LandmarkRetrievalError(f"A part must hold at least 1 photo, not {part_size}.")
         self.folder = Path(folder)
-        # as it comes back from a file (tuples become lists), so that cards can be compared
-        self.card: dict[str, Any] = json.loads(json.dumps(dict(card)))
+        self.card = as_stored(card)
         self.dtype = dtype
         self.part_size = part_size
         self._held: dict[int, FileLock] = {}
+        self._lock = FileLock(self.folder / _LOCK)
+        # may be given back by another thread than took it
+        self._writing = FileLock(self.folder / _WRITER, thread_local=False)
         self._begun = False
         self._compare()
 
@@ -67,10 +70,11 @@ class Parts:
 
     def begin(self) -> None:
         """Note what the store will be, before its first part; of several processes each may."""
-        if not (self.folder / UNFINISHED).exists():
-            about = {"card": self.card, "dtype": self.dtype, "part_size": self.part_size}
-            write_json(self.folder / UNFINISHED, about)
-        self._compare()
+        with self.alone():
+            if not (self.folder / UNFINISHED).exists():
+                about = {"card": self.card, "dtype": self.dtype, "part_size": self.part_size}
+                write_json(self.folder / UNFINISHED, about)
+            self._compare()
         self._begun = True
 
     def done(self) -> set[int]:
@@ -143,10 +147,21 @@ class Parts:
         count = sum(part["count"] for part in parts)
         description = {"dim": dim, "dtype": self.dtype, "count": count, "card": self.card, "parts": parts}
         write_json(self.folder / FINISHED, description)
-        for number in records:
-            for suffix in ("json", "lock"):
-                (self.folder / f"{stem(number)}.{suffix}").unlink(missing_ok=True)
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        self._remove_notes()
+
+    def tidy(self) -> None:
+        """Remove the notes that are left where a process was killed between writing store.json and removing them.
+
+        Nothing is removed where the store is being extended, or the extension that was interrupted has parts.
+        """
+        if not self.readable or self.finished or not self.lock_writer():
+            return
+        try:
+            with self.alone():
+                if len(self.records()) == len(self._old()):
+                    self._remove_notes()
+        finally:
+            self.unlock_writer()
 
     def dim(self, records: Mapping[int, Record]) -> int | None:
         """The length of the descriptors, None if there are none.
@@ -165,11 +180,40 @@ class Parts:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other process finish the store at the same time."""
-        lock = FileLock(self.folder / _LOCK)
-        with lock:
-            yield
-            Path(lock.lock_file).unlink(missing_ok=True)
+        """Let no other process begin or finish the store at the same time; may be nested."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            try:
+                yield
+            finally:
+                if self._lock.lock_counter == 1:
+                    (self.folder / _LOCK).unlink(missing_ok=True)
+
+    def lock_writer(self) -> bool:
+        """Let nobody else append to the store, until `unlock_writer` or the end of the process; False if one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._writing.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    @property
+    def writer_locked(self) -> bool:
+        """Whether `lock_writer` holds."""
+        return self._writing.is_locked
+
+    def unlock_writer(self) -> None:
+        """Let others append."""
+        if self._writing.is_locked:
+            (self.folder / _WRITER).unlink(missing_ok=True)
+            self._writing.release()
+
+    def _remove_notes(self) -> None:
+        for number in range(len(self._old())):
+            for suffix in ("json", "lock"):
+                (self.folder / f"{stem(number)}.{suffix}").unlink(missing_ok=True)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
 
     def _there(self, number: int) -> bool:
         # in this order: the notes are removed once store.json is there

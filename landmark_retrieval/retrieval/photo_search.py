@@ -1,7 +1,6 @@
 """One's own photos: describe and index a folder, keep the index up to date, then find the nearest photos of a query."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,37 @@ from landmark_retrieval.data.photos import PhotoTable
 from landmark_retrieval.data.resizing import Resizing
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import read_json, write_json
-from landmark_retrieval.retrieval.extract import broken_photos, describe, extract
+from landmark_retrieval.retrieval.extract import broken_photos, describe, extract, rank_and_world
 from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult
-from landmark_retrieval.retrieval.index import Index, build_index, open_index
+from landmark_retrieval.retrieval.index import Index, build_index, check_buildable, open_index
 from landmark_retrieval.retrieval.indexes.index_checks import check_card
-from landmark_retrieval.retrieval.indexes.index_files import DESCRIPTION
+from landmark_retrieval.retrieval.indexes.index_files import DESCRIPTION, read_description
+from landmark_retrieval.retrieval.inputs import present_device
 from landmark_retrieval.retrieval.photo_update import (
+    RAW,
+    WHITENED,
     FolderChanges,
     describe_new,
     forget_new,
+    forget_old,
     grow,
     made_anew,
-    write_stamps,
+    stamps,
+    updating,
+    whitening_for,
+    write_notes,
 )
 from landmark_retrieval.retrieval.store import DescriptorStore
+from landmark_retrieval.retrieval.store_files import FINISHED, UNFINISHED
 from landmark_retrieval.retrieval.views import VIEWS, card_with_views
 from landmark_retrieval.retrieval.whitening import Whitening, whiten_store
+from landmark_retrieval.zoo.saved_model import CARD
 
 _ABOUT = "photos.json"
 _WHITENING = "whitening.safetensors"
 _ADVICE = "build it with `landmark-retrieval index`"
+# queries that are decoded at a time
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def index_photos(
     """Describe all photos below a folder and build an index over them, or bring an index of the folder up to date.
 
     Of a folder that is indexed already, only photos that are new or have changed are described; those that are gone
-    leave the index. Interrupted, the same call goes on.
+    leave the index. Interrupted, the same call goes on. One process at a time may do it.
 
     Args:
         model: in eval mode.
@@ -89,36 +99,63 @@ def index_photos(
         kind: of the index, see `index.build_index`; "auto" leaves an index that is there as it is.
         whiten: PCA-whiten the descriptors to so many numbers, learned from those of the first photos; None for not.
         index_device: "cuda" searches on GPUs.
-        extraction: passed on to `extract`.
+        extraction: passed on to `extract`; without a dtype that of the index, float32 for a new one.
 
     Raises:
-        LandmarkRetrievalError: no such folder, no photo in it, or `out` holds an index of another folder or of another
-            model.
+        LandmarkRetrievalError: no such folder, no photo in it or none that can be decoded, `out` holds an index of
+            another folder, of another model, whitening or dtype, another process is updating it, or the kind cannot be
+            built of so few photos or searched on the device.
     """
-    out = Path(out)
-    table = read_unlabelled(photos)
-    if index_device == "cuda" and not torch.cuda.is_available():
-        raise LandmarkRetrievalError("There is no GPU here: describe and search on the CPU (device cpu).")
-    name = model_name if model_name == "imagenet" else str(Path(model_name).resolve())
+    out, table = Path(out), read_unlabelled(photos)
+    if rank_and_world(extraction.get("rank"), extraction.get("world"))[1] > 1:
+        raise LandmarkRetrievalError(
+            "An index of a folder is made by one process: start it without torchrun, or describe the photos with "
+            "`landmark-retrieval extract` first."
+        )
+    if extraction.get("device") is not None:
+        present_device(extraction["device"])
+    # a folder where there is one, or else a name that stays as it is
+    name = str(Path(model_name).resolve()) if (Path(model_name) / CARD).exists() else model_name
     about = {"photos": str(Path(photos).resolve()), "model": name}
-    if (out / DESCRIPTION).exists():
-        return _update(model, card, table, out, about, kind, whiten, index_device, **extraction)
-    store = extract(model, card, table, out / "descriptors", **extraction)
+    with updating(out):
+        # before the first photo is read: one that changes from now on is described anew by the next run
+        now = dict(stamps(table))
+        if (out / DESCRIPTION).exists() or _interrupted(out):
+            return _update(model, card, table, now, out, about, kind, whiten, index_device, **extraction)
+        return _first(model, card, table, now, out, about, kind, whiten, index_device, **extraction)
+
+
+def _first(
+    model: nn.Module,
+    card: dict[str, Any],
+    table: PhotoTable,
+    now: Mapping[str, str],
+    out: Path,
+    about: dict[str, str],
+    kind: str,
+    whiten: int | None,
+    index_device: str,
+    **extraction: Any,
+) -> Indexed:
+    check_buildable(kind, len(table), index_device)
+    extraction["dtype"] = extraction.get("dtype") or "float32"
+    store = extract(model, card, table, out / RAW, **extraction)
     if whiten is not None:
-        whitening = Whitening.fit(store, whiten)
-        whitening.save(out / _WHITENING)
-        store = whiten_store(store, whitening, out / "whitened")
+        store = whiten_store(store, whitening_for(store, whiten, out / _WHITENING), out / WHITENED)
     index = build_index(store, kind, index_device)
-    write_json(out / _ABOUT, {**about, "store": store.folder.name})
-    write_stamps(out, table)
+    broken = broken_photos(out / RAW)
+    # nothing is stale yet, so the stamps come first here: an index that `_restored` puts in place needs them
+    write_notes(out, now, broken)
+    write_json(out / _ABOUT, {**about, "store": store.folder.name, "kind": index.kind})
     index.save(out)
-    return Indexed(index, broken_photos(out / "descriptors"), len(index))
+    return Indexed(index, broken, len(index))
 
 
 def _update(
     model: nn.Module,
     card: dict[str, Any],
     table: PhotoTable,
+    now: Mapping[str, str],
     out: Path,
     about: dict[str, str],
     kind: str,
@@ -131,7 +168,14 @@ def _update(
         raise LandmarkRetrievalError(
             f"{out} holds an index of the photos in {before['photos']}: choose another folder, or delete it."
         )
-    index = open_index(out, index_device)
+    if not (out / DESCRIPTION).exists():
+        _restored(out, before)
+    description = read_description(out)
+    other_kind = kind not in ("auto", description["kind"])
+    if other_kind:
+        check_buildable(kind, len(table), index_device)
+    # one of another kind may not be for that device, and gives only its photo ids
+    index = open_index(out, "cpu" if other_kind else index_device)
     whitening = Whitening.load(out / _WHITENING) if "whitening" in index.card else None
     if whiten is not None and whiten != (whitening and whitening.dim):
         raise LandmarkRetrievalError(
@@ -140,35 +184,65 @@ def _update(
         )
     asked = card_with_views(card, extraction.get("scales"), extraction.get("flip"))
     check_card(index.card, asked if whitening is None else whitening.card_of(asked), "the photos to add")
-    store = DescriptorStore.open(out / before.get("store", "descriptors"))
+    # that of the index: after an interruption, the note may name the store of the index that was not saved any more
+    store = DescriptorStore.open(out / (description.get("store") or before.get("store", RAW)))
+    if (extraction.get("dtype") or store.dtype) != store.dtype:
+        raise LandmarkRetrievalError(
+            f"The descriptors of the index {out} are kept in {store.dtype}, not in {extraction['dtype']}: leave out "
+            "the dtype, or choose another folder."
+        )
     extraction["dtype"] = store.dtype
-    changes = FolderChanges(table, index, out, broken_photos(out / "descriptors"))
+    changes = FolderChanges(now, index, out)
     new: DescriptorStore | None = None
     broken: dict[str, str] = {}
+    if changes.changed and not other_kind:
+        check_buildable(index.kind, len(table), index_device)
     if changes.new:
         rows = table.ids.rows(changes.new)
         new, broken = describe_new(model, card, table.take(rows), out, **extraction)
+    broken = changes.broken | broken
+    # a changed photo that cannot be decoded any more leaves the index, too
     kept = set(index.ids) - changes.changed - set(changes.removed)
-    again = changes.changed or (new is not None and not set(store.ids).isdisjoint(new.ids))
-    old = store.folder
-    if again:
-        # a changed photo that cannot be decoded any more leaves the index, too
-        index, store = made_anew(index, store, new, kept, whitening, out, device=index_device)
+    if not kept and new is None:
+        photo, why = next(iter(broken.items()))
+        raise LandmarkRetrievalError(
+            f"None of the {len(table):,} photos in {about['photos']} can be decoded any more, the first is {photo} "
+            f"({why}): mend them. The index stays as it was."
+        )
+    if (
+        changes.changed
+        or other_kind
+        # a run was interrupted while the store grew
+        or (store.folder / UNFINISHED).exists()
+        or (new is not None and not set(store.ids).isdisjoint(new.ids))
+    ):
+        chosen = kind if other_kind else index.kind
+        index, store = made_anew(chosen, store, new, kept, whitening, out, index_device)
     else:
         if new is not None:
             grow(index, store, new, whitening)
         if changes.removed:
             index.remove(changes.removed)
-    if kind not in ("auto", index.kind):
-        # only the photos of the index, where its store holds more
-        index, store = made_anew(index, store, None, set(index.ids), None, out, device=index_device, kind=kind)
-    write_json(out / _ABOUT, {**about, "store": store.folder.name})
-    write_stamps(out, table)
+    write_json(out / _ABOUT, {**about, "store": store.folder.name, "kind": index.kind})
     index.save(out)
-    if store.folder != old:
-        shutil.rmtree(old)
+    # after the index: without them, the next run describes the changed photos again
+    write_notes(out, now, broken)
+    forget_old(out, store)
     forget_new(out)
-    return Indexed(index, changes.broken | broken, len(new) if new is not None else 0, changes.removed)
+    return Indexed(index, broken, len(new) if new is not None else 0, changes.removed)
+
+
+def _interrupted(out: Path) -> bool:
+    """Whether a run ended while it put a new index in the place of the old one: the descriptors are all there."""
+    if not (out / _ABOUT).exists():
+        return False
+    about = read_json(out / _ABOUT, "photo index", _ADVICE)
+    return (out / about.get("store", RAW) / FINISHED).exists()
+
+
+def _restored(out: Path, about: Mapping[str, str]) -> None:
+    """Build the index that such a run was about to save."""
+    build_index(DescriptorStore.open(out / about.get("store", RAW)), about.get("kind", "auto")).save(out)
 
 
 def model_of(index: str | Path) -> str:
@@ -214,20 +288,29 @@ def search_photos(
 
 
 def _described(model: nn.Module, card: dict[str, Any], files: Sequence[Path]) -> np.ndarray:
-    """Descriptors of the queries, those of equal shape in batches."""
+    """Descriptors of the queries; only a block of them is in memory at a time."""
     resizing = Resizing(card)
+    blocks = [
+        _described_block(
+            model, card, [torch.from_numpy(_read(file, resizing)) for file in files[start : start + _BLOCK]]
+        )
+        for start in range(0, len(files), _BLOCK)
+    ]
+    return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
+
+
+def _described_block(model: nn.Module, card: dict[str, Any], images: Sequence[torch.Tensor]) -> np.ndarray:
+    """Descriptors of images, those of equal shape in batches."""
     target = next(model.parameters(), torch.empty(0)).device
-    images = [torch.from_numpy(_read(file, resizing)) for file in files]
-    found = np.empty((len(files), 0), np.float32)
+    order: list[int] = []
+    parts = []
     for shape in dict.fromkeys(image.shape for image in images):
         rows = [row for row, image in enumerate(images) if image.shape == shape]
         for start in range(0, len(rows), 32):
             batch = rows[start : start + 32]
-            part = describe(model, torch.stack([images[row] for row in batch]).to(target), card).cpu().numpy()
-            if not found.shape[1]:
-                found = np.empty((len(files), part.shape[1]), np.float32)
-            found[batch] = part
-    return found
+            parts.append(describe(model, torch.stack([images[row] for row in batch]).to(target), card).cpu().numpy())
+            order += batch
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 def gallery_entries(found: Sequence[Found]) -> Iterator[GalleryEntry]:

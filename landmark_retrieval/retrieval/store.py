@@ -3,6 +3,7 @@
 What is in the folder: see `store_files`.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ class DescriptorWriter:
     For descriptors that one process makes in its own order; `extract` writes parts in several processes. Parts are
     written whole as they fill, `store.json` when the `with` block ends without an error. On a folder with an
     unfinished or finished store of the same model, `done` holds the ids that are already there, for the caller to skip.
+    One writer at a time has a store: it is locked until the block ends, or `finish`.
 
     Args:
         folder: the store; made where it does not exist.
@@ -41,8 +43,8 @@ class DescriptorWriter:
         part_size: photos per part.
 
     Raises:
-        LandmarkRetrievalError: the folder holds descriptors of another card, dim or dtype, or one of its parts is
-            damaged.
+        LandmarkRetrievalError: the folder holds descriptors of another card, dim or dtype, one of its parts is
+            damaged, or another writer is at work on it.
 
     Example:
         with DescriptorWriter("store", card={"model": "dolg_efficientnet_b5"}) as writer:
@@ -61,6 +63,21 @@ class DescriptorWriter:
         self._parts = Parts(folder, card, dtype, part_size)
         self.folder, self.card, self.dtype = self._parts.folder, self._parts.card, dtype
         self.part_size = part_size
+        if not self._parts.lock_writer():
+            raise LandmarkRetrievalError(
+                f"Another writer is at work on the store {self.folder}: wait until it is done, or choose another "
+                "folder."
+            )
+        try:
+            self._read(dim)
+        except BaseException:
+            self._parts.unlock_writer()
+            raise
+        self._waiting_ids: list[str] = []
+        self._waiting_rows: list[np.ndarray] = []
+
+    def _read(self, dim: int | None) -> None:
+        """Look at what is there."""
         records = self._parts.records()
         self.dim = self._parts.dim(records)
         if dim is not None and self.dim not in (None, dim):
@@ -68,12 +85,10 @@ class DescriptorWriter:
                 f"The store {self.folder} has dim {self.dim}, not {dim}: choose another folder or remove this one."
             )
         self.dim = self.dim or dim
-        parts = [open_part(self.folder, number, part, self.dim or 0, dtype) for number, part in records.items()]
+        parts = [open_part(self.folder, number, part, self.dim or 0, self.dtype) for number, part in records.items()]
         self.done = frozenset(photo for ids, _ in parts for photo in ids)
         self._next = max(records, default=-1) + 1
         self._seen = set(self.done)
-        self._waiting_ids: list[str] = []
-        self._waiting_rows: list[np.ndarray] = []
 
     def __enter__(self) -> "DescriptorWriter":
         return self
@@ -81,8 +96,11 @@ class DescriptorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finish()
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self._parts.unlock_writer()
 
     def append(self, ids: Sequence[str], descriptors: Any) -> None:
         """Add a batch of photos.
@@ -93,8 +111,12 @@ class DescriptorWriter:
 
         Raises:
             LandmarkRetrievalError: the shapes do not fit, an id comes twice or holds a line break, or a descriptor
-                holds NaN or infinity (in the store's dtype).
+                holds NaN or infinity (in the store's dtype), or the writer has finished.
         """
+        if not self._parts.writer_locked:
+            raise LandmarkRetrievalError(
+                f"This writer of the store {self.folder} has finished: open another one to add photos."
+            )
         rows = checked_rows(self.folder, ids, descriptors, self.dtype, self.dim)
         batch = set()
         for photo in ids:
@@ -112,7 +134,9 @@ class DescriptorWriter:
         """Write the photos that still wait and `store.json`; the store can be opened from then on."""
         self._write(len(self._waiting_ids))
         if not self._parts.finished:
-            self._parts.finish()
+            with self._parts.alone():
+                self._parts.finish()
+        self._parts.unlock_writer()
 
     def _write(self, count: int) -> None:
         """Write the first `count` photos that wait, as parts."""
@@ -135,6 +159,7 @@ class DescriptorStore:
         card: what made the descriptors.
         dim: length of a descriptor.
         dtype: "float32" or "float16", in which they are kept.
+        fingerprint: says which descriptors of which photos these are: a sha256 over the checksums of the parts.
     """
 
     def __init__(
@@ -144,6 +169,7 @@ class DescriptorStore:
         self.card: dict[str, Any] = dict(description["card"])
         self.dim: int = description["dim"]
         self.dtype: str = description["dtype"]
+        self.fingerprint: str = description["fingerprint"]
         self.ids = [photo for ids, _ in parts for photo in ids]
         self._parts = parts
 
@@ -167,7 +193,8 @@ class DescriptorStore:
             open_part(folder, number, part, description["dim"], description["dtype"], verify)
             for number, part in enumerate(description["parts"])
         ]
-        store = cls(folder, description, parts)
+        sums = "".join(f"{part['sha256']} {part['ids_sha256']}\n" for part in description["parts"])
+        store = cls(folder, {**description, "fingerprint": _sha256(sums)}, parts)
         if len(store.ids) != description["count"]:
             raise LandmarkRetrievalError(
                 f"The store {folder} has {len(store.ids)} descriptors where {FINISHED} says "
@@ -214,5 +241,11 @@ class DescriptorStore:
             parts.append((photos, rows) if len(kept) == len(photos) else ([photos[row] for row in kept], rows[kept]))
         if not any(photos for photos, _ in parts):
             raise LandmarkRetrievalError(f"No photo of the store {self.folder} is left: leave out fewer.")
-        description = {"card": self.card, "dim": self.dim, "dtype": self.dtype}
+        left_out = "".join(f"{photo}\n" for photo in self.ids if photo in gone)
+        fingerprint = _sha256(f"{self.fingerprint}\n{left_out}") if left_out else self.fingerprint
+        description = {"card": self.card, "dim": self.dim, "dtype": self.dtype, "fingerprint": fingerprint}
         return DescriptorStore(self.folder, description, parts)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,8 +6,13 @@ part-00000.ids.txt   one photo id per line
 unfinished.json      card, dtype and part size of a store that is being written, as long as it is
 part-00000.json      of one of its parts count, dim, checksums and broken photos; written after the part
 part-00000.lock      held by the process that is at work on that part
+store.lock           held by the process that begins or finishes the store
+writer.lock          held by a `DescriptorWriter`
+source.json          of a store that `extract` made: fingerprint of the photos; written first
+broken.csv           of such a store: the photos that cannot be decoded, each with the reason
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,11 @@ REMAKE = "remove the folder and extract the descriptors again"
 RECORD = ("count", "sha256", "ids_sha256")
 
 Record = dict[str, Any]
+
+
+def as_stored(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card as it comes back from a file (tuples become lists), so that cards can be compared."""
+    return json.loads(json.dumps(dict(card)))
 
 
 def card_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ import torch
 
 from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.search import stable_topk
 from landmark_retrieval.retrieval.store import DescriptorStore
+from landmark_retrieval.retrieval.topk import stable_topk
 
 _BLOCK = 8
 

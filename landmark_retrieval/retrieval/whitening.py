@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.files import replacing
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter, card_difference
+from landmark_retrieval.retrieval.store_files import as_stored
 
 _BLOCK = 16_384
 # directions with less than this share of the largest variance are rounding errors
@@ -64,6 +65,11 @@ class Whitening:
         """
         count, width = len(descriptors), _width(descriptors)
         most = min(width, count - 1)
+        if most < 1:
+            raise LandmarkRetrievalError(
+                f"A whitening cannot be learned from {count} descriptors of {width} numbers: it takes at least 2, and "
+                "more than the numbers it keeps."
+            )
         if not 1 <= dim <= most:
             raise LandmarkRetrievalError(
                 f"{count:,} descriptors of {width} numbers can be whitened to 1 to {most} numbers, not {dim}: choose "
@@ -90,7 +96,7 @@ class Whitening:
         axes = axes * np.sign(axes[np.arange(width), np.abs(axes).argmax(axis=1)])[:, None]
         shrunk = (1 - shrinkage) * variances[:dim] + shrinkage * variances.mean()
         matrix = axes[:dim] / shrunk[:, None] ** (power / 2)
-        card = dict(descriptors.card) if isinstance(descriptors, DescriptorStore) else None
+        card = as_stored(descriptors.card) if isinstance(descriptors, DescriptorStore) else None
         return cls(mean.astype(np.float32), matrix.astype(np.float32), float(power), float(shrinkage), card)
 
     @property
@@ -103,11 +109,12 @@ class Whitening:
         """Of mean and matrix, in hexadecimal."""
         return hashlib.sha256(self.mean.tobytes() + self.matrix.tobytes()).hexdigest()
 
-    def apply(self, rows: Any) -> np.ndarray:
+    def apply(self, rows: Any, ids: Sequence[str] | None = None) -> np.ndarray:
         """Whiten descriptors.
 
         Args:
             rows: (n, d), array or tensor.
+            ids: of the n photos, for messages; without them the number of the row is named.
 
         Returns:
             (n, dim) float32, rows of unit length.
@@ -126,8 +133,9 @@ class Whitening:
         lengths = np.linalg.norm(whitened, axis=1, keepdims=True)
         wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
         if len(wrong):
+            name = f"Descriptor {wrong[0]}" if ids is None else f"The descriptor of photo {ids[wrong[0]]!r}"
             raise LandmarkRetrievalError(
-                f"Descriptor {wrong[0]} cannot be whitened: it holds NaN or infinity, or is equal to the mean."
+                f"{name} cannot be whitened: it holds NaN or infinity, or is equal to the mean."
             )
         return whitened / lengths
 
@@ -139,7 +147,8 @@ class Whitening:
         """
         if "whitening" in card:
             raise LandmarkRetrievalError("These descriptors are whitened already: whiten those of the model itself.")
-        if self.card is not None and dict(card) != self.card:
+        card = as_stored(card)
+        if self.card is not None and card != as_stored(self.card):
             raise LandmarkRetrievalError(
                 "The whitening was learned from descriptors of another model "
                 f"({card_difference(self.card, card)}): learn one for this model."
@@ -199,7 +208,8 @@ def whiten_store(
             new = [row for row, photo in enumerate(ids) if photo not in writer.done]
             for start in range(0, len(new), _BLOCK):
                 rows = new[start : start + _BLOCK]
-                writer.append([ids[row] for row in rows], whitening.apply(part[rows]))
+                photos = [ids[row] for row in rows]
+                writer.append(photos, whitening.apply(part[rows], photos))
                 bar.update(len(rows))
         bar.close()
     return DescriptorStore.open(out)

@@ -98,6 +98,56 @@ def test_other_photos_or_another_model_in_the_folder(model, photos, tmp_path):
         extract(model, CARD | {"image_size": 64}, read_photos(photos, "test"), tmp_path, workers=0)
 
 
+def test_a_store_that_was_not_made_from_these_photos(model, photos, tmp_path):
+    table = read_photos(photos, "test")
+    for finished in (True, False):
+        out = tmp_path / str(finished)
+        writer = DescriptorWriter(out, CARD, part_size=1)
+        writer.append(["elsewhere"], np.eye(1, 1024, dtype=np.float32))
+        if finished:
+            writer.finish()
+        del writer
+        with pytest.raises(LandmarkRetrievalError, match=r"were not made from these photos .* choose another folder"):
+            extract(model, CARD, table, out, workers=0)
+        assert not (out / "source.json").exists()
+
+
+def test_other_boxes_are_other_photos(model, photos, tmp_path):
+    table = read_photos(photos, "test")
+    boxes = np.tile(np.array([[10, 5, 60, 45]], np.int32), (len(table), 1))
+    extract(model, CARD, PhotoTable(table.ids, table.files, boxes=boxes), tmp_path, workers=0)
+    boxes[3, 0] = 11
+    with pytest.raises(LandmarkRetrievalError, match="other photos"):
+        extract(model, CARD, PhotoTable(table.ids, table.files, boxes=boxes), tmp_path, workers=0)
+
+
+def test_notes_left_behind_are_removed(model, photos, tmp_path, monkeypatch):
+    table = read_photos(photos, "test")
+    whole = extract(model, CARD, table, tmp_path / "whole", workers=0)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "_remove_notes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract(model, CARD, table, tmp_path / "cut", workers=0)
+    assert (tmp_path / "cut" / "unfinished.json").exists()
+    assert extract(model, CARD, table, tmp_path / "cut", workers=0).ids == whole.ids
+    names = ({path.name for path in (tmp_path / name).iterdir()} for name in ("cut", "whole"))
+    assert next(names) == next(names)
+
+
+@pytest.mark.parametrize(("size", "most"), [(None, 4), (48, 9)])
+def test_photos_of_any_size_are_decoded_few_at_a_time(model, photos, tmp_path, monkeypatch, size, most):
+    table, read = read_photos(photos, "index"), PhotoTable.photos
+    ranges = []
+    monkeypatch.setattr(PhotoTable, "photos", lambda self, *which: ranges.append(which) or read(self, *which))
+    card = CARD | {"resize": "original", "image_size": size}
+    assert extract(model, card, table, tmp_path, batch_size=9, workers=0).ids == table.ids
+    assert max(stop - start for start, stop in ranges) == most
+
+
 def test_descriptors_of_another_dtype_or_length_are_refused(model, photos, tmp_path):
     table = read_photos(photos, "test")
     extract(model, CARD, table, tmp_path, workers=0)
@@ -156,6 +206,8 @@ def test_no_photos_and_odd_settings(model, photos, tmp_path):
         ({"scales": []}, "give numbers above 0"),
         ({"scales": [1, -1]}, "give numbers above 0"),
         ({"rank": 2, "world": 2}, "no process 2 of 2"),
+        ({"device": "foo"}, "There is no device 'foo'"),
+        ({"device": "cuda:99"}, "There is no GPU cuda:99"),
     ):
         with pytest.raises(LandmarkRetrievalError, match=message):
             extract(model, CARD, table, tmp_path / "out", workers=0, **options)

@@ -3,9 +3,11 @@ import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 
 from landmark_retrieval import GeMNet
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.retrieval import photo_search, photo_update
 from landmark_retrieval.retrieval.photo_search import gallery_entries, index_photos, model_of, search_photos
 
 CARD = {"architecture": "GeMNet", "image_size": 48}
@@ -133,3 +135,210 @@ def test_a_crash_between_descriptors_and_index_is_made_good(model, own, tmp_path
     done = update(model, own, tmp_path)
     assert len(done.index) == 15 and "copy.jpg" in done.index.ids
     assert json.loads((tmp_path / "index" / "index.json").read_text())["count"] == 15
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def interrupted(monkeypatch, place, run):
+    with monkeypatch.context() as patch:
+        patch.setattr(f"landmark_retrieval.retrieval.{place}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "indexes.faiss_index.FaissIndex.save",
+        "indexes.index_files.write_json",  # the old index is gone, the new one not there
+        "photo_search.write_notes",
+        "photo_search.forget_old",
+    ],
+)
+@pytest.mark.parametrize("whiten", [None, 5])
+def test_wherever_an_update_is_interrupted_the_next_one_makes_it_good(model, own, tmp_path, monkeypatch, place, whiten):
+    files = sorted(own.rglob("*.jpg"))
+    update(model, own, tmp_path, whiten=whiten)
+    added, gone = own / "copy.jpg", tmp_path / "gone.jpg"
+    shutil.copy(files[0], added)
+    files[3].rename(gone)
+    shutil.copy(files[5], files[4])
+    interrupted(monkeypatch, place, lambda: update(model, own, tmp_path))
+    # what was described by the interrupted run changes once more, what had gone comes back
+    shutil.copy(files[7], added)
+    gone.rename(files[3])
+    done = update(model, own, tmp_path)
+    assert len(done.index) == 15
+    now = found(model, tmp_path, own)
+    for photo, same in ((added, files[7]), (files[4], files[5])):
+        assert {ranked for ranked, _ in now[photo][:2]} == {photo, same}
+        assert now[photo][1][1] == pytest.approx(1, abs=1e-3)
+    assert (update(model, own, tmp_path).added, update(model, own, tmp_path).removed) == (0, [])
+
+
+@pytest.mark.parametrize("place", ["indexes.faiss_index.FaissIndex.save", "indexes.index_files.write_json"])
+def test_a_first_run_that_was_interrupted_notices_what_changed_since(model, own, tmp_path, monkeypatch, place):
+    files = sorted(own.rglob("*.jpg"))
+    interrupted(monkeypatch, place, lambda: update(model, own, tmp_path, kind="flat"))
+    shutil.copy(files[5], files[4])
+    done = update(model, own, tmp_path)
+    assert (len(done.index), done.added) == (14, 1)
+    assert {photo for photo, _ in found(model, tmp_path, own)[files[4]][:2]} == {files[4], files[5]}
+
+
+@pytest.mark.parametrize("kind", ["flat", "exact"])
+def test_an_interruption_while_the_store_grows(model, own, tmp_path, monkeypatch, kind):
+    update(model, own, tmp_path, kind=kind)
+    photo = sorted(own.rglob("*.jpg"))[0]
+    shutil.copy(photo, own / "copy.jpg")
+    run = photo_search.grow
+
+    def grow(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr("landmark_retrieval.retrieval.parts.Parts.finish", stop)
+            run(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photo_search, "grow", grow)
+        with pytest.raises(KeyboardInterrupt):
+            update(model, own, tmp_path)
+    done = update(model, own, tmp_path)
+    assert len(done.index) == 15 and done.index.kind == kind
+    assert {p for p, _ in found(model, tmp_path, own)[photo][:2]} == {photo, own / "copy.jpg"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_photo_that_changes_while_the_folder_is_described_is_described_again(
+    model, own, tmp_path, monkeypatch, first
+):
+    files = sorted(own.rglob("*.jpg"))
+    if not first:
+        update(model, own, tmp_path)
+        shutil.copy(files[6], files[4])
+    module, name = (photo_search, "extract") if first else (photo_search, "describe_new")
+    run = getattr(module, name)
+
+    def slow(*arguments, **options):
+        done = run(*arguments, **options)
+        shutil.copy(files[5], files[4])
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, slow)
+        update(model, own, tmp_path)
+    assert update(model, own, tmp_path).added == 1
+    assert {photo for photo, _ in found(model, tmp_path, own)[files[4]][:2]} == {files[4], files[5]}
+
+
+def test_one_process_at_a_time(model, own, tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    with (
+        FileLock(tmp_path / "index" / "index.lock"),
+        pytest.raises(LandmarkRetrievalError, match="Another process is updating the index"),
+    ):
+        update(model, own, tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LandmarkRetrievalError, match="made by one process"):
+        update(model, own, tmp_path)
+
+
+def test_only_folders_of_models_are_kept_as_paths(model, own, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    names = {"hf-hub:a/b@c": "hf-hub:a/b@c", "imagenet": "imagenet", "run": str(tmp_path / "run")}
+    for number, (name, kept) in enumerate(names.items()):
+        index_photos(model, CARD, name, own, tmp_path / str(number), workers=0)
+        assert model_of(tmp_path / str(number)) == kept
+
+
+def test_what_cannot_be_built_is_refused_before_photos_are_described(model, own, tmp_path, monkeypatch):
+    monkeypatch.setattr(photo_search, "extract", stop)
+    for options, message in [
+        ({"kind": "ivf_pq"}, "trained on 16 photos or more, these are 14: choose flat"),
+        ({"kind": "ivf"}, "no kind of index"),
+        ({"kind": "exact", "index_device": "mps"}, "cpu or cuda, not on 'mps'"),
+        ({"index_device": "tpu"}, "cpu or cuda, not on 'tpu'"),
+        ({"device": "nowhere"}, "no device 'nowhere'"),
+    ]:
+        with pytest.raises(LandmarkRetrievalError, match=message):
+            update(model, own, tmp_path, **options)
+    monkeypatch.undo()
+    update(model, own, tmp_path)
+    shutil.copy(sorted(own.rglob("*.jpg"))[0], own / "copy.jpg")
+    monkeypatch.setattr(photo_search, "describe_new", stop)
+    with pytest.raises(LandmarkRetrievalError, match="these are 15: choose flat"):
+        update(model, own, tmp_path, kind="ivf_pq")
+
+
+@pytest.mark.parametrize("whiten", [None, 5])
+def test_old_descriptors_do_not_stay(model, own, tmp_path, whiten):
+    files = sorted(own.rglob("*.jpg"))
+    update(model, own, tmp_path, whiten=whiten)
+    name = "descriptors" if whiten is None else "whitened"
+    (tmp_path / "index" / f"{name}-7").mkdir()
+    for number, kind in enumerate(("exact", "flat", "hnsw"), 2):
+        shutil.copy(files[5 + number], files[4])
+        done = update(model, own, tmp_path, kind=kind)
+        assert (len(done.index), done.added, done.index.kind) == (14, 1, kind)
+        stores = {path.name for path in (tmp_path / "index").iterdir() if path.is_dir()}
+        assert stores == {f"{name}-{number}"} | ({"descriptors"} if whiten else set())
+        now = found(model, tmp_path, own)[files[4]]
+        assert {photo for photo, _ in now[:2]} == {files[4], files[5 + number]}
+
+
+def test_a_folder_in_which_nothing_can_be_decoded_any_more(model, own, tmp_path):
+    update(model, own, tmp_path)
+    for photo in own.rglob("*.jpg"):
+        photo.write_bytes(photo.read_bytes()[:500])
+    with pytest.raises(LandmarkRetrievalError, match=r"None of the 14 photos in .* can be decoded any more"):
+        update(model, own, tmp_path)
+
+
+def test_broken_photos_are_decoded_once(model, own, tmp_path, monkeypatch):
+    files = sorted(own.rglob("*.jpg"))
+    (own / "cut.jpg").write_bytes(files[0].read_bytes()[:1000])
+    update(model, own, tmp_path)
+    shutil.copy(files[5], files[4])  # for which the store is made anew
+    (own / "cut too.jpg").write_bytes(files[1].read_bytes()[:1000])
+    assert sorted(update(model, own, tmp_path).broken) == ["cut too.jpg", "cut.jpg"]
+    monkeypatch.setattr(photo_search, "describe_new", stop)
+    assert sorted(update(model, own, tmp_path).broken) == ["cut too.jpg", "cut.jpg"]
+
+
+def test_a_whitening_is_learned_once(model, own, tmp_path, monkeypatch):
+    interrupted(monkeypatch, "photo_search.build_index", lambda: update(model, own, tmp_path, whiten=5))
+    with monkeypatch.context() as patch:
+        patch.setattr(photo_update.Whitening, "fit", stop)
+        assert update(model, own, tmp_path, whiten=5).index.dim == 5
+    interrupted(monkeypatch, "photo_search.build_index", lambda: update(model, own, tmp_path / "other", whiten=5))
+    assert update(model, own, tmp_path / "other", whiten=4).index.dim == 4
+
+
+def test_the_dtype_of_an_index_stays(model, own, tmp_path):
+    update(model, own, tmp_path, dtype="float16")
+    update(model, own, tmp_path)
+    with pytest.raises(LandmarkRetrievalError, match="kept in float16, not in float32: leave out"):
+        update(model, own, tmp_path, dtype="float32")
+
+
+def test_queries_are_decoded_block_by_block(model, index, photos, monkeypatch):
+    files = sorted((photos / "index").rglob("*.jpg"))[:7]
+    at_once = search_photos(model, CARD, index, files, top=5)
+    events = []
+    read, describe = photo_search._read, photo_search.describe
+    monkeypatch.setattr(photo_search, "_BLOCK", 3)
+    monkeypatch.setattr(photo_search, "_read", lambda *given: events.append("read") or read(*given))
+    monkeypatch.setattr(photo_search, "describe", lambda *given: events.append("describe") or describe(*given))
+    in_blocks = search_photos(model, CARD, index, files, top=5)
+    assert events == [*["read"] * 3, "describe"] * 2 + ["read", "describe"]
+    assert [row.photos for row in in_blocks] == [row.photos for row in at_once]
+    # photos of their own shape are grouped, and come back in order
+    own_shape = {**CARD, "resize": "longest", "image_size": 64}
+    images = [torch.randint(0, 255, (32 + 16 * (n % 2), 32, 3), dtype=torch.uint8) for n in range(5)]
+    together = photo_search._described_block(model, own_shape, images)
+    for row, image in zip(together, images, strict=True):
+        assert row == pytest.approx(photo_search._described_block(model, own_shape, [image])[0], abs=1e-4)

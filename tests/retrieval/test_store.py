@@ -1,12 +1,16 @@
 """The descriptor store: what is written is read, an interrupted run goes on, damage is found and named."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.files import write_json
+from landmark_retrieval.retrieval import parts
+from landmark_retrieval.retrieval.parts import Parts
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter, card_difference
 
 CARD = {"model": "tiny", "weights_sha256": "00", "image_size": [64, 64]}
@@ -63,8 +67,7 @@ def test_an_interrupted_run_goes_on_after_the_last_finished_part(tmp_path):
         fill(tmp_path, stop=16)
     with pytest.raises(LandmarkRetrievalError, match="not finished"):
         DescriptorStore.open(tmp_path)
-    writer = DescriptorWriter(tmp_path, card=CARD, part_size=10)
-    assert writer.done == set(photo_ids(10))
+    assert DescriptorWriter(tmp_path, card=CARD, part_size=10).done == set(photo_ids(10))
     ids, descriptors = fill(tmp_path)
     store = DescriptorStore.open(tmp_path, verify=True)
     assert store.ids == ids
@@ -254,3 +257,83 @@ def test_parts_of_different_lengths_do_not_become_a_store(tmp_path):
 def test_the_difference_of_cards_is_told():
     assert card_difference({"model": "a", "size": 1}, {"model": "b", "size": 1}) == "model: 'a' and 'b'"
     assert card_difference({"size": 1}, {}) == "size: 1 and None"
+
+
+def test_one_writer_at_a_time(tmp_path):
+    fill(tmp_path)
+    rows = unit_rows(30)
+    first = DescriptorWriter(tmp_path, card=CARD, part_size=1)
+    first.append(["one"], rows[:1])
+    with pytest.raises(LandmarkRetrievalError, match=f"Another writer is at work on the store {tmp_path}"):
+        DescriptorWriter(tmp_path, card=CARD, part_size=1)
+    first.append(["two"], rows[1:2])
+    first.finish()
+    with pytest.raises(LandmarkRetrievalError, match="has finished: open another"):
+        first.append(["three"], rows[2:3])
+    with pytest.raises(KeyboardInterrupt), DescriptorWriter(tmp_path, card=CARD):
+        raise KeyboardInterrupt
+    with pytest.raises(LandmarkRetrievalError, match="has dim 8, not 9"):
+        DescriptorWriter(tmp_path, card=CARD, dim=9)
+    with DescriptorWriter(tmp_path, card=CARD, part_size=1) as second:
+        second.append(["three"], rows[2:3])
+    assert DescriptorStore.open(tmp_path, verify=True).ids == [*photo_ids(25), "one", "two", "three"]
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_the_first_part_size_counts_for_all(tmp_path, monkeypatch):
+    first, late = Parts(tmp_path, CARD, "float32", 5), Parts(tmp_path, CARD, "float32", 7)
+    other = threading.Thread(target=late.begin)
+
+    def slowly(path, value):
+        if not other.ident:  # between the look and the writing of the first, the other begins, too
+            other.start()
+            other.join(0.2)
+        write_json(path, value)
+
+    monkeypatch.setattr(parts, "write_json", slowly)
+    first.begin()
+    other.join()
+    assert (first.part_size, late.part_size) == (5, 5)
+    assert json.loads((tmp_path / "unfinished.json").read_text())["part_size"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished.json"]
+
+
+def test_notes_of_a_process_that_was_killed_last_are_removed(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "_remove_notes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path)
+    (tmp_path / "part-00001.lock").touch()
+    left = Parts(tmp_path, CARD, "float32", 10)
+    assert left.readable and not left.finished
+    left.tidy()
+    assert left.finished
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"store.json", *(f"part-0000{n}.{kind}" for n in range(3) for kind in ("npy", "ids.txt"))}
+    # parts of an extension are kept, whether somebody is at work on it or not
+    writer = DescriptorWriter(tmp_path, CARD, part_size=1)
+    left.tidy()
+    writer.append(["one more"], unit_rows(1))
+    left.tidy()
+    del writer
+    left.tidy()
+    with DescriptorWriter(tmp_path, CARD) as writer:
+        assert "one more" in writer.done
+    assert DescriptorStore.open(tmp_path, verify=True).ids == [*photo_ids(25), "one more"]
+
+
+def test_the_fingerprint_tells_stores_apart(tmp_path):
+    ids, rows = fill(tmp_path / "a")
+    fill(tmp_path / "b")
+    store = DescriptorStore.open(tmp_path / "a")
+    assert store.fingerprint == DescriptorStore.open(tmp_path / "b").fingerprint
+    assert store.fingerprint == store.without(["elsewhere"]).fingerprint
+    others = {store.fingerprint, store.without(ids[:1]).fingerprint, store.without(ids[:2]).fingerprint}
+    for name, photos, descriptors in (("c", ids, rows[::-1]), ("d", ids[::-1], rows)):
+        with DescriptorWriter(tmp_path / name, CARD) as writer:
+            writer.append(photos, descriptors)
+        others.add(DescriptorStore.open(tmp_path / name).fingerprint)
+    assert len(others) == 5

@@ -8,6 +8,7 @@ import torch
 
 from landmark_retrieval import GeMNet
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.files import write_json
 from landmark_retrieval.retrieval.ensemble import average_and_concatenate
 from landmark_retrieval.retrieval.members import (
     Wanted,
@@ -165,7 +166,7 @@ def test_models_that_described_other_photos_are_refused(sets, tmp_path):
     other = describe_sets([Wanted("bbb")], load, {"index": sets["test"]}, tmp_path / "else", workers=0)[0]
     store = store_of(folder, "index", sets["index"], "float32")
     shutil.copytree(other.stores["index"].folder, store)
-    (store / "source.json").unlink()
+    write_json(store / "source.json", sets["index"].fingerprint)
     with pytest.raises(LandmarkRetrievalError, match="is in one alone"):
         describe_sets([Wanted("a"), Wanted("bbb")], load, {"index": sets["index"]}, tmp_path, workers=0)
 

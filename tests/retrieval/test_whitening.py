@@ -121,11 +121,34 @@ def test_a_store_is_whitened_and_not_compared_with_the_raw_one(tmp_path):
         whiten_store(store_of(tmp_path / "huge", rows, {"model": "huge"}), whitening, tmp_path / "other")
 
 
+def test_cards_are_compared_as_files_keep_them(tmp_path):
+    rows = correlated()
+    card = {"model": "tiny", "mean": (0.5, 0.5), "views": {"scales": (1.0, 2.0)}}
+    whitening = Whitening.fit(store_of(tmp_path / "raw", rows, card), 6)
+    listed = {"model": "tiny", "mean": [0.5, 0.5], "views": {"scales": [1.0, 2.0]}}
+    made = whitening.card_of(card)
+    assert {**listed, "whitening": made["whitening"]} == made == whitening.card_of(listed)
+    by_hand = Whitening(whitening.mean, whitening.matrix, card=card)
+    assert by_hand.card_of(listed)["mean"] == [0.5, 0.5]
+    with pytest.raises(LandmarkRetrievalError, match="another model"):
+        whitening.card_of({**card, "mean": (0.5, 0.4)})
+
+
+def test_a_photo_that_cannot_be_whitened_is_named(tmp_path):
+    rows = correlated()
+    whitening = Whitening.fit(rows, 6)
+    rows[123] = whitening.mean
+    with pytest.raises(LandmarkRetrievalError, match="The descriptor of photo 'p123' cannot be whitened"):
+        whiten_store(store_of(tmp_path / "raw", rows), whitening, tmp_path / "white")
+
+
 def test_misuse_is_refused():
     rows = correlated(20)
     for dim, given in ((0, rows), (13, rows), (5, rows[:5])):
         with pytest.raises(LandmarkRetrievalError, match=f"not {dim}: choose fewer"):
             Whitening.fit(given, dim)
+    with pytest.raises(LandmarkRetrievalError, match="from 1 descriptors of 12 numbers: it takes at least 2"):
+        Whitening.fit(rows[:1], 3)
     with pytest.raises(LandmarkRetrievalError, match="vary in 2 directions"):
         Whitening.fit(np.pad(rows[:, :2], ((0, 0), (0, 3))), 4)
     with pytest.raises(LandmarkRetrievalError, match=r"shrinkage in \[0, 1\]"):

@@ -30,12 +30,19 @@ from landmark_retrieval.retrieval.indexes.index_files import (
     write_folder,
     write_ids,
 )
+from landmark_retrieval.retrieval.inputs import present_device
 from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter
 from landmark_retrieval.retrieval.store_rows import StoreRows
 
 # float16 keeps three digits
 _SAME = 2e-3
+
+
+def check_torch_device(device: str) -> None:
+    """Refuse devices that are not there, and those that are neither CPU nor GPU."""
+    if present_device(device).type not in ("cpu", "cuda"):
+        raise LandmarkRetrievalError(f"An index is searched on the device cpu or cuda, not on {device!r}.")
 
 
 class ExactIndex:
@@ -54,8 +61,7 @@ class ExactIndex:
     kind = "exact"
 
     def __init__(self, rows: StoreRows, ids: Ids, device: str = "cpu", why: str = "") -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise LandmarkRetrievalError("torch finds no GPU here: search on the CPU (device cpu).")
+        check_torch_device(device)
         self._rows = rows
         # all GPUs, each with its share of the photos
         self._devices = [f"cuda:{gpu}" for gpu in range(torch.cuda.device_count())] if device == "cuda" else [device]
@@ -70,6 +76,7 @@ class ExactIndex:
     @classmethod
     def build(cls, store: DescriptorStore, device: str = "cpu") -> "ExactIndex":
         """Take all photos of a store; descriptors that are not of unit length are refused (the photo is named)."""
+        check_torch_device(device)
         for ids, part in store.parts():
             checked_rows(ids, part, store.dim, f" in {store.folder}")
         return cls(StoreRows(store), Ids(store.ids), device, recipe("exact", len(store), store.dim).why)
@@ -121,19 +128,15 @@ class ExactIndex:
         rows = checked_rows(ids, descriptors, self.dim)
         check_new(self.ids, ids)
         store = DescriptorStore.open(self._rows.folder)
-        held = Ids(store.ids).rows(ids)
-        old, new = np.flatnonzero(held >= 0), np.flatnonzero(held < 0)
-        if len(old):
-            other = np.abs(StoreRows(store).take(held[old]) - rows[old]).max(axis=1) > _SAME
-            if other.any():
-                photo = ids[int(old[np.argmax(other)])]
-                raise LandmarkRetrievalError(
-                    f"The store {store.folder} holds another descriptor for photo {photo!r}: give the photo a new id."
-                )
-        if len(new):
+        _check_same(store, ids, rows)
+        if (Ids(store.ids).rows(ids) < 0).any():
             with DescriptorWriter(store.folder, store.card, dtype=store.dtype) as writer:
-                writer.append([ids[row] for row in new.tolist()], rows[new])
+                # more than the store shows are done where a run was interrupted while it grew
+                new = [row for row, photo in enumerate(ids) if photo not in writer.done]
+                if new:
+                    writer.append([ids[row] for row in new], rows[new])
             store = DescriptorStore.open(store.folder)
+            _check_same(store, ids, rows)
         self.ids = joined(self.ids, ids)
         self._rows = StoreRows.of(store, self.ids)
 
@@ -144,3 +147,17 @@ class ExactIndex:
             raise LandmarkRetrievalError("All photos of the index were to be removed: delete its folder instead.")
         self.ids = self.ids.take(left)
         self._rows = StoreRows.of(DescriptorStore.open(self._rows.folder), self.ids)
+
+
+def _check_same(store: DescriptorStore, ids: Sequence[str], rows: np.ndarray) -> None:
+    """Refuse descriptors (n, dim) of photos for which the store holds others."""
+    held = Ids(store.ids).rows(ids)
+    old = np.flatnonzero(held >= 0)
+    if not len(old):
+        return
+    other = np.abs(StoreRows(store).take(held[old]) - rows[old]).max(axis=1) > _SAME
+    if other.any():
+        photo = ids[int(old[np.argmax(other)])]
+        raise LandmarkRetrievalError(
+            f"The store {store.folder} holds another descriptor for photo {photo!r}: give the photo a new id."
+        )

@@ -5,6 +5,9 @@ from typing import Any
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.indexes.faiss_kinds import Recipe
 
+MOST_ON_GPU = 2048
+"""Results of a query that FAISS can give on a GPU."""
+
 
 def import_faiss() -> Any:
     """FAISS, or the error that says how to install it."""

@@ -11,13 +11,15 @@ from tqdm import tqdm
 from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.indexes.faiss_building import BLOCK, blocks, sample_of, train
-from landmark_retrieval.retrieval.indexes.faiss_device import check_device, import_faiss, to_gpus
-from landmark_retrieval.retrieval.indexes.faiss_kinds import Recipe, recipe
+from landmark_retrieval.retrieval.indexes.faiss_device import MOST_ON_GPU, check_device, import_faiss, to_gpus
+from landmark_retrieval.retrieval.indexes.faiss_kinds import Recipe, check_enough, recipe
 from landmark_retrieval.retrieval.indexes.index_checks import (
     check_card,
     check_new,
+    check_rescore,
     checked_queries,
     checked_rows,
+    found_first,
     joined,
     named,
     rows_to_remove,
@@ -59,7 +61,7 @@ class FaissIndex:
         card: what made the descriptors.
         dim: length of a descriptor.
         rescore: this many candidates per wanted result are compared again with the descriptors of the store, which
-            stay on disk; 0 for none. Can be set.
+            stay on disk; 0 for none, and at most 2048 in all on a GPU. Can be set.
     """
 
     def __init__(
@@ -68,21 +70,26 @@ class FaissIndex:
         made: Recipe,
         ids: Ids,
         card: Mapping[str, Any],
-        store: DescriptorStore | None = None,
+        place: Path | None = None,
         slots: np.ndarray | None = None,
         device: str = "cpu",
     ) -> None:
         self._index, self._recipe, self._device = index, made, device
-        self._place = store.folder if store is not None else None
+        # of the descriptors that the index was made of
+        self._place = place
         self.kind, self.why = made.kind, made.why
         self.ids = ids
         self.card = dict(card)
         self.dim: int = index.d
-        self.rescore = made.rescore if store is not None else 0
+        self.rescore = made.rescore if place is not None else 0
         # FAISS's number of each photo, ascending; None while these are the rows
         self._slots = slots
-        self._rows = StoreRows.of(store, ids) if store is not None and made.rescore else None
-        self._on_device = to_gpus(index, made) if device == "cuda" else None
+        self._opened: StoreRows | None = None
+        if self.rescore:
+            # at once: a store that is missing is to be noticed now
+            self._opened = self._stored(ids)
+        self._on_device: Any = None
+        self._changed()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,10 +116,12 @@ class FaissIndex:
             LandmarkRetrievalError: FAISS is not installed, there is no GPU for "cuda" or it cannot search the kind, or
                 a descriptor is not of unit length (the photo is named).
         """
+        check_rescore(rescore)
         made = recipe(kind, len(store), store.dim, device)
         if rescore is not None:
             made = replace(made, rescore=rescore)
         check_device(device, made.kind)
+        check_enough(made, len(store))
         faiss = import_faiss()
         index = faiss.index_factory(store.dim, made.factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
@@ -121,7 +130,7 @@ class FaissIndex:
             import_faiss().extract_index_ivf(index).nprobe = made.probe
         for rows in blocks(store, f"build {made.kind}"):
             index.add(rows)
-        return cls(index, made, Ids(store.ids), store.card, store, device=device)
+        return cls(index, made, Ids(store.ids), store.card, store.folder, device=device)
 
     def save(self, folder: str | Path) -> None:
         """Write the index to a folder; an index that is there is replaced, other files in the folder stay.
@@ -161,6 +170,7 @@ class FaissIndex:
                 are to be rescored and the descriptors are not there, FAISS is not installed, or there is no GPU for
                 "cuda".
         """
+        check_rescore(rescore)
         description = read_description(folder)
         parameters = description.get("parameters", {})
         check_device(device, description["kind"], parameters.get("factory", ""))
@@ -180,12 +190,12 @@ class FaissIndex:
         )
         if rescore is not None:
             made = replace(made, rescore=rescore)
-        store = None
+        place = description.get("store")
         if made.rescore:
-            store = _store_of(folder, description)
+            _check_store(folder, description)
         if made.probe:
             import_faiss().extract_index_ivf(index).nprobe = made.probe
-        return cls(index, made, ids, description["card"], store, slots, device)
+        return cls(index, made, ids, description["card"], place and Path(folder) / place, slots, device)
 
     def search(
         self, descriptors: np.ndarray, k: int, card: Mapping[str, Any] | None = None
@@ -193,12 +203,18 @@ class FaissIndex:
         """Find the k photos with the largest dot product for each descriptor; see `index.Index.search`."""
         queries = checked_queries(descriptors, k, self.dim, self.card, card)
         k = min(k, len(self))
+        if self._on_device is not None and k > MOST_ON_GPU:
+            raise LandmarkRetrievalError(
+                f"FAISS finds at most {MOST_ON_GPU} photos for a query on a GPU, not {k}: ask for fewer, or open the "
+                "index on the CPU (device cpu)."
+            )
         if not k or not len(queries):
             return [[] for _ in queries], np.empty((len(queries), k), np.float32)
         if self.kind == "flat":
             rows, scores = self._in_order(queries, k)
-        elif self.rescore and self._rows is not None:
-            rows = self._found(queries, min(len(self), k * self.rescore))[0]
+        elif self.rescore > 0 and self._place is not None:
+            most = len(self) if self._on_device is None else min(len(self), MOST_ON_GPU)
+            rows = self._found(queries, min(most, k * self.rescore))[0]
             rows, scores = rescored(queries, rows, self._rows, k)
         else:
             rows, scores = self._found(queries, k)
@@ -210,8 +226,8 @@ class FaissIndex:
         rows = checked_rows(ids, descriptors, self.dim)
         check_new(self.ids, ids)
         together = joined(self.ids, ids)
-        if self._rows is not None:
-            self._rows = StoreRows.of(DescriptorStore.open(self._rows.folder), together)
+        rescoring = self.rescore > 0 and self._place is not None
+        self._opened = self._stored(together) if rescoring else None
         if self._slots is not None:
             self._slots = np.concatenate([self._slots, self._index.ntotal + np.arange(len(rows))])
         self._index.add(rows)
@@ -225,8 +241,8 @@ class FaissIndex:
         if not len(left):
             raise LandmarkRetrievalError("All photos of the index were to be removed: delete its folder instead.")
         self.ids = self.ids.take(left)
-        if self._rows is not None:
-            self._rows = StoreRows.of(DescriptorStore.open(self._rows.folder), self.ids)
+        if self._opened is not None:
+            self._opened = self._stored(self.ids)
         if self.kind in _PASSED_OVER:
             self._slots = left if self._slots is None else self._slots[left]
             if len(left) < (1 - _MOST_GONE) * self._index.ntotal:
@@ -237,7 +253,7 @@ class FaissIndex:
         self._changed()
 
     def _put_in_anew(self, slots: np.ndarray) -> None:
-        if self.kind == "ivf_pq" and self._rows is None:
+        if self.kind == "ivf_pq" and self._opened is None:
             # codes would lose once more: they go on being passed over
             return
         faiss = import_faiss()
@@ -246,16 +262,35 @@ class FaissIndex:
             empty = faiss.clone_index(self._index)
             empty.reset()
         for start in tqdm(range(0, len(slots), BLOCK), desc=f"build {self.kind} again", unit="block", disable=None):
-            if self._rows is not None:
-                block = np.asarray(self._rows[start : start + BLOCK], np.float32)
+            if self._opened is not None:
+                block = np.asarray(self._opened[start : start + BLOCK], np.float32)
             else:
                 block = self._index.reconstruct_batch(slots[start : start + BLOCK])
             empty.add(block)
         self._index, self._slots = empty, None
 
+    @property
+    def _rows(self) -> StoreRows:
+        """The descriptors of the photos, in their store on disk."""
+        if self._opened is None:
+            self._opened = self._stored(self.ids)
+        return self._opened
+
+    def _stored(self, ids: Ids) -> StoreRows:
+        assert self._place is not None
+        store = DescriptorStore.open(self._place)
+        check_card(self.card, store.card, f"the store {self._place}")
+        return StoreRows.of(store, ids)
+
     def _changed(self) -> None:
-        if self._device == "cuda":
-            self._on_device = to_gpus(self._index, self._recipe)
+        if self._device != "cuda":
+            return
+        index = self._index
+        if self._slots is not None:
+            # no GPU passes photos over: it gets a copy without them, in which the others keep their numbers
+            index = import_faiss().clone_index(index)
+            index.remove_ids(np.setdiff1d(np.arange(index.ntotal), self._slots, assume_unique=True))
+        self._on_device = to_gpus(index, self._recipe)
 
     def _write_slots(self, path: Path) -> None:
         assert self._slots is not None
@@ -265,9 +300,10 @@ class FaissIndex:
     def _found(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (-1: none) and scores (-inf there), (n, depth)."""
         faiss = import_faiss()
-        index = self._on_device or self._index
+        # where ties go on further than a GPU looks, the CPU does
+        index = self._index if self._on_device is None or depth > MOST_ON_GPU else self._on_device
         present = {}
-        if self._slots is not None:
+        if self._slots is not None and index is self._index:
             alive = np.zeros(self._index.ntotal, bool)
             alive[self._slots] = True
             present["sel"] = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
@@ -283,8 +319,7 @@ class FaissIndex:
         if self._slots is not None:
             rows = np.minimum(np.searchsorted(self._slots, slots), len(self._slots) - 1)
             rows[self._slots[rows] != slots] = -1
-        scores[rows < 0] = -np.inf
-        return rows, scores
+        return found_first(rows, scores)
 
     def _in_order(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """FAISS's results, ties in order of the rows: FAISS promises no order, nor which of the tied ones it takes."""
@@ -304,12 +339,13 @@ class FaissIndex:
         return rows, scores
 
 
-def _store_of(folder: str | Path, description: Mapping[str, Any]) -> DescriptorStore:
+def _check_store(folder: str | Path, description: Mapping[str, Any]) -> None:
+    """Refuse to rescore without the descriptors."""
     place = description.get("store")
     if place is None:
         raise LandmarkRetrievalError(f"The index {folder} knows of no descriptors to rescore with: {REBUILD}.")
     try:
-        return open_store(place, folder, description["card"])
+        open_store(place, folder, description["card"])
     except LandmarkRetrievalError as error:
         raise LandmarkRetrievalError(
             f"Results of the index {folder} are compared again with descriptors on disk ({error}) Without them, open "

@@ -26,6 +26,7 @@ class Recipe:
         candidates: how many candidates an HNSW query keeps (efSearch), at least.
         training_rows: drawn from the photos to train on.
         rescore: candidates per wanted result that are compared again, exactly; 0 for none.
+        fewest: photos that it takes to train on.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Recipe:
     candidates: int = 0
     training_rows: int = 0
     rescore: int = 0
+    fewest: int = 1
 
 
 def recipe(kind: str, rows: int, dim: int, device: str = "cpu", memory: int | None = None) -> Recipe:
@@ -101,7 +103,16 @@ def _ivf_pq(rows: int, dim: int, device: str) -> Recipe:
         probe,
         training_rows=min(rows, max(64 * cells, 10_000)),
         rescore=4,
+        fewest=1 << bits,
     )
+
+
+def check_enough(made: Recipe, photos: int) -> None:
+    """Refuse fewer photos than the kind can be trained on."""
+    if photos < made.fewest:
+        raise LandmarkRetrievalError(
+            f"An index of kind {made.kind} is trained on {made.fewest} photos or more, these are {photos}: choose flat."
+        )
 
 
 def _costs(rows: int, size: int) -> str:

@@ -71,6 +71,12 @@ def check_new(own: Ids, ids: Sequence[str]) -> None:
         raise LandmarkRetrievalError(f"Photo {again!r} is given twice: an index holds each photo once.")
 
 
+def check_rescore(rescore: int | None) -> None:
+    """Refuse a negative number of candidates."""
+    if rescore is not None and rescore < 0:
+        raise LandmarkRetrievalError(f"rescore is 0 or more candidates per wanted result, not {rescore}.")
+
+
 def rows_to_remove(own: Ids, ids: Sequence[str]) -> np.ndarray:
     """The rows of these photos, sorted; ids that are not in the index are refused."""
     rows = own.rows(ids)
@@ -89,10 +95,24 @@ def joined(own: Ids, ids: Sequence[str]) -> Ids:
 
 
 def named(ids: Ids, rows: np.ndarray) -> list[list[str]]:
-    """The photo ids of ranked rows (n, k); -1, which stands at the end of a row, is left out."""
+    """The photo ids of ranked rows (n, k); -1 is left out."""
     known = ids.column[rows].tolist()
-    counts = (rows >= 0).sum(axis=1).tolist()
-    return [[photo.decode() for photo in ranked[:count]] for ranked, count in zip(known, counts, strict=True)]
+    if (rows >= 0).all():
+        return [[photo.decode() for photo in ranked] for ranked in known]
+    return [
+        [photo.decode() for photo, row in zip(ranked, numbers, strict=True) if row >= 0]
+        for ranked, numbers in zip(known, rows.tolist(), strict=True)
+    ]
+
+
+def found_first(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranked rows and scores, both (n, k), with every -1 at the end of its row and -inf for its score."""
+    missing = rows < 0
+    if not missing.any():
+        return rows, scores
+    order = np.argsort(missing, axis=1, kind="stable")
+    rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return rows, np.where(rows < 0, np.float32(-np.inf), scores)
 
 
 def _others(these: np.ndarray) -> str:

@@ -56,6 +56,7 @@ class QdrantIndex:
             )
         self.card: dict[str, Any] = about["card"]
         self.dim: int = about["dim"]
+        self._made_of: str | None = about.get("store")
         self._ids: Ids | None = None
 
     @property
@@ -88,7 +89,8 @@ class QdrantIndex:
     ) -> "QdrantIndex":
         """Put the descriptors of a store into a collection, in batches, with a progress bar.
 
-        Interrupted, the same call goes on: photos that are in the collection are not sent again.
+        Interrupted, the same call goes on: photos that are in the collection are not sent again. A collection takes
+        the descriptors of one store, as it was when the collection was made; later ones come with `add`.
 
         Args:
             store: the descriptors.
@@ -104,14 +106,21 @@ class QdrantIndex:
 
         Raises:
             LandmarkRetrievalError: qdrant-client is not installed, there is no server, the collection holds
-                descriptors of another model, or a descriptor is not of unit length (the photo is named).
+                descriptors of another model or of another store, or a descriptor is not of unit length (the photo is
+                named).
         """
+        location = _place(location)
         client = _connect(location)
         try:
             if not client.collection_exists(collection):
                 _create(client, collection, store, quantize, on_disk, shards, replicas)
-            index = cls(client, str(location), collection, exact)
+            index = cls(client, location, collection, exact)
             check_card(index.card, store.card, "the descriptors")
+            if index._made_of != store.fingerprint:
+                raise LandmarkRetrievalError(
+                    f"The collection {collection!r} at {location} was made from other descriptors than those in "
+                    f"{store.folder}: choose another name, or delete the collection first."
+                )
             index._upload(store, batch_size)
         except BaseException:
             client.close()
@@ -127,13 +136,24 @@ class QdrantIndex:
                 qdrant-client is not installed, or there is no server.
         """
         description = read_description(folder)
-        location, collection = description["location"], description["collection"]
-        client = _connect(location if "://" in location else Path(folder) / location)
-        if not client.collection_exists(collection):
+        location, collection = _place(description["location"], folder), description["collection"]
+        if "://" not in location and not Path(location).is_dir():
+            # it would be made, and be empty
+            raise LandmarkRetrievalError(
+                f"There is no folder {location}, where the collection of the index {folder} was: move it back, or "
+                "build the index again."
+            )
+        client = _connect(location)
+        try:
+            if not client.collection_exists(collection):
+                raise LandmarkRetrievalError(
+                    f"There is no collection {collection!r} at {location}: build the index again."
+                )
+            index = cls(client, location, collection, description["exact"])
+            check_card(description["card"], index.card, "the collection")
+        except BaseException:
             client.close()
-            raise LandmarkRetrievalError(f"There is no collection {collection!r} at {location}: build the index again.")
-        index = cls(client, location, collection, description["exact"])
-        check_card(description["card"], index.card, "the collection")
+            raise
         return index
 
     def save(self, folder: str | Path) -> None:
@@ -144,7 +164,7 @@ class QdrantIndex:
         """
         if self.location == ":memory:":
             raise LandmarkRetrievalError("A collection in memory cannot be saved: build it in a folder or on a server.")
-        location = self.location if "://" in self.location else os.path.relpath(self.location, folder)
+        location = self.location if "://" in self.location else os.path.relpath(self.location, Path(folder).resolve())
         description = {
             "kind": self.kind,
             "why": self.why,
@@ -185,14 +205,14 @@ class QdrantIndex:
         """Add photos to the collection at once; see `index.Index.add`."""
         check_card(self.card, card, "the photos to add")
         rows = checked_rows(ids, descriptors, self.dim)
-        check_new(self.ids, ids)
+        check_new(self._held(ids), ids)
         for start in range(0, len(ids), _SENT):
             self._send(ids[start : start + _SENT], rows[start : start + _SENT])
         self._ids = None
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove photos from the collection at once; see `index.Index.remove`."""
-        if len(rows_to_remove(self.ids, ids)) == len(self.ids):
+        if len(rows_to_remove(self._held(ids), ids)) == len(self):
             raise LandmarkRetrievalError("All photos of the index were to be removed: delete the collection instead.")
         for photos in _batched(ids, _PAGE):
             self._client.delete(self.collection, [_point(photo) for photo in photos])
@@ -220,6 +240,15 @@ class QdrantIndex:
         # waits until the cluster has it, so that what was sent can be found and counted
         self._client.upsert(self.collection, Batch(ids=points, vectors=rows.tolist(), payloads=payloads), wait=True)
 
+    def _held(self, ids: Sequence[str]) -> Ids:
+        """Those of the photos that are in the collection."""
+        found: list[str] = []
+        for photos in _batched(ids, _PAGE):
+            points = [_point(photo) for photo in photos]
+            there = self._client.retrieve(self.collection, points, with_payload=["photo"])
+            found += [point.payload["photo"] for point in there]
+        return Ids(found)
+
     def _photos(self) -> Iterator[str]:
         after = None
         while True:
@@ -238,14 +267,19 @@ def _point(photo: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, photo))
 
 
-def _connect(location: str | Path) -> Any:
+def _place(location: str | Path, folder: str | Path = ".") -> str:
+    """An address, ":memory:", or a whole path, which holds wherever the process goes."""
+    text = str(location)
+    return text if text == ":memory:" or "://" in text else str((Path(folder) / text).resolve())
+
+
+def _connect(text: str) -> Any:
     try:
         from qdrant_client import QdrantClient
     except ImportError as error:
         raise LandmarkRetrievalError(
             f"An index in Qdrant needs {error.name}, which is not installed: pip install landmark-retrieval[qdrant]."
         ) from error
-    text = str(location)
     if text == ":memory:":
         return QdrantClient(":memory:")
     if "://" not in text:
@@ -257,6 +291,7 @@ def _connect(location: str | Path) -> Any:
     try:
         client.get_collections()
     except Exception as error:  # httpx's and Qdrant's own, of many types
+        client.close()
         raise LandmarkRetrievalError(
             f"There is no answer from a Qdrant server at {text} ({error}): check the address, and the key in "
             "QDRANT_API_KEY."
@@ -291,5 +326,5 @@ def _create(
         quantization_config=quantized,
         shard_number=shards,
         replication_factor=replicas,
-        metadata={_OURS: {"card": store.card, "dim": store.dim}},
+        metadata={_OURS: {"card": store.card, "dim": store.dim, "store": store.fingerprint}},
     )

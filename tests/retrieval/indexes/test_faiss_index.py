@@ -1,10 +1,17 @@
 """Each kind of index: it finds what exact search finds, grows and shrinks, and comes back from disk."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.retrieval.index import build_index, open_index
+from landmark_retrieval.retrieval.indexes import faiss_index
+from landmark_retrieval.retrieval.indexes.faiss_kinds import recipe
+from landmark_retrieval.retrieval.indexes.index_checks import found_first, named
 from landmark_retrieval.retrieval.store import DescriptorStore, DescriptorWriter
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
@@ -239,3 +246,140 @@ def test_long_descriptors_are_turned_and_cut_in_the_codes(tmp_path):
     assert index.search(-rows[:1], 1)[0] == [names([5000])]
     assert found_sets(index, rows[100::20]) == exact_sets(rows[100:], rows[100::20], names(range(100, 1200)))
     np.testing.assert_allclose(index.search(rows[200:201], 1)[1], 1, atol=1e-6)
+
+
+def test_photos_that_are_missing_in_the_middle_do_not_shift_the_others():
+    rows = np.array([[2, -1, 0, -1], [1, 0, 2, 3], [-1, -1, -1, 1]])
+    scores = np.array([[0.9, 0.8, 0.7, 0.6], [0.5, 0.4, 0.3, 0.2], [0.4, 0.3, 0.2, 0.1]], np.float32)
+    assert named(Ids(names(range(4))), rows) == [["p2", "p0"], ["p1", "p0", "p2", "p3"], ["p1"]]
+    moved, their = found_first(rows, scores)
+    assert moved.tolist() == [[2, 0, -1, -1], [1, 0, 2, 3], [1, -1, -1, -1]]
+    wanted = np.array([[0.9, 0.7, -np.inf, -np.inf], [0.5, 0.4, 0.3, 0.2], [0.1, *[-np.inf] * 3]], np.float32)
+    np.testing.assert_array_equal(their, wanted)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A stand-in for a GPU: copies that know no selector, give at most 2048 results, and note what they are asked.
+
+    Its codes are shorter than real ones and without the polysemous training, which takes long.
+    """
+    asked = []
+
+    def short(*arguments):
+        made = recipe(*arguments)
+        return replace(made, factory=f"IVF{made.cells},PQ8x8np") if made.factory.endswith("x8") else made
+
+    class OnGpu:
+        def __init__(self, index):
+            self.index = faiss.clone_index(index)
+
+        def search(self, queries, depth, params=None):
+            assert params is None and depth <= 2048
+            asked.append(depth)
+            return self.index.search(queries, depth)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss_index, "recipe", short)
+    monkeypatch.setattr(faiss_index, "to_gpus", lambda index, made: OnGpu(index))
+    return asked
+
+
+@pytest.mark.parametrize("turned", ["", "PCAR24,"])
+def test_a_gpu_does_not_find_removed_photos(tmp_path, gpu, monkeypatch, turned):
+    short = faiss_index.recipe
+    monkeypatch.setattr(
+        faiss_index, "recipe", lambda *given: replace(made := short(*given), factory=turned + made.factory)
+    )
+    rows = groups(count=60, noise=0.01)
+    store = append(tmp_path / "store", names(range(1100)), rows[:1100])
+    index = build_index(store, "ivf_pq", device="cuda", rescore=0)
+    assert isinstance(index._index, faiss.IndexPreTransform) == bool(turned)
+    index.remove(names(range(5, 20)))
+    index.add(names(range(1100, 1200)), rows[1100:])
+    index.remove(names(range(1100, 1110)))
+    left = set(names([*range(5), *range(20, 1100), *range(1110, 1200)]))
+    for made in (index, "opened"):
+        if made == "opened":
+            index.save(tmp_path / "index")
+            made = open_index(tmp_path / "index", device="cuda")
+        before = len(gpu)
+        ids, scores = made.search(rows[[0, 1110, 500]], 20)
+        assert len(gpu) == before + 1
+        assert all(set(ranked) <= left and len(ranked) == 20 for ranked in ids)
+        assert set(ids[0][:5]) == set(names(range(5)))
+        assert set(ids[1][:10]) == set(names(range(1110, 1120)))
+        assert set(ids[2]) == set(names(range(500, 520)))
+        assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf_pq"])
+def test_a_gpu_gives_at_most_2048_results(tmp_path, gpu, kind):
+    rows = groups(count=110)
+    index = build_index(append(tmp_path / "store", names(range(2200)), rows), kind, device="cuda")
+    with pytest.raises(
+        LandmarkRetrievalError, match=r"at most 2048 photos for a query on a GPU, not 2100: .*device cpu"
+    ):
+        index.search(rows[:1], 2100)
+    ids, _ = index.search(rows[:1], 600)  # 2,400 candidates were to be compared again
+    assert max(gpu) == (2048 if kind == "ivf_pq" else 601)
+    assert set(ids[0][:20]) == set(names(range(20)))
+    assert index.search(rows[:1], 2048)[1].shape == (1, 2048)
+
+
+@pytest.mark.parametrize(("kind", "device", "fewest"), [("ivf_pq", "cpu", 16), ("ivf_pq", "cuda", 256)])
+def test_too_few_photos_to_train_on_are_refused(tmp_path, rows, gpu, kind, device, fewest):
+    with pytest.raises(LandmarkRetrievalError, match=f"trained on {fewest} photos or more, .*: choose flat"):
+        build_index(append(tmp_path / "few", names(range(fewest - 1)), rows[: fewest - 1]), kind, device)
+    made = build_index(append(tmp_path / "enough", names(range(fewest)), rows[:fewest]), kind, device)
+    assert made.search(rows[:1], 1)[0] == [["p0"]]
+
+
+@pytest.mark.parametrize("kind", ["flat", "fp16", "ivf_pq"])
+def test_the_store_is_not_forgotten(tmp_path, store, rows, kind):
+    """Opened without rescoring, changed and saved, an index can be rescored again, at once or once it is opened."""
+    build_index(store, kind, rescore=0).save(tmp_path / "index")
+    append(tmp_path / "store", ["new"], -rows[:1])
+    index = open_index(tmp_path / "index", rescore=0)
+    index.add(["new"], -rows[:1])
+    index.save(tmp_path / "index")
+    opened = open_index(tmp_path / "index", rescore=4)
+    index.rescore = 4
+    exact = exact_search(rows[:10], np.concatenate([rows, -rows[:1]]), 15)[1]
+    for made in (opened, index):
+        np.testing.assert_allclose(made.search(rows[:10], 15)[1], exact, atol=1e-6)
+        made.remove(["p3"])
+        assert "p3" not in made.search(rows[:1], 20)[0][0]
+    (tmp_path / "store").rename(tmp_path / "gone")
+    assert open_index(tmp_path / "index", rescore=0).search(-rows[:1], 1)[0] == [["new"]]
+
+
+def test_photos_are_added_after_an_interruption_while_the_store_grew(tmp_path, store, rows, monkeypatch):
+    index = build_index(store, "exact")
+    with monkeypatch.context() as patch:
+        patch.setattr("landmark_retrieval.retrieval.parts.Parts.finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index.add(["new"], -rows[:1])
+    with pytest.raises(LandmarkRetrievalError, match="holds another descriptor for photo 'new'"):
+        build_index(DescriptorStore.open(tmp_path / "store"), "exact").add(["new", "more"], rows[:2])
+    index.add(["new"], -rows[:1])
+    assert len(index) == 801 and index.search(-rows[:1], 1)[0] == [["new"]]
+
+
+def test_devices_and_candidates_that_are_not_possible(tmp_path, store):
+    with pytest.raises(LandmarkRetrievalError, match="cpu or cuda, not on 'mps'"):
+        build_index(store, "exact", device="mps")
+    build_index(store, "exact").save(tmp_path / "exact")
+    with pytest.raises(LandmarkRetrievalError, match="no device 'gpu'"):
+        open_index(tmp_path / "exact", device="gpu")
+    with pytest.raises(LandmarkRetrievalError, match="0 or more candidates per wanted result, not -1"):
+        build_index(store, "sq8", rescore=-1)
+    build_index(store, "sq8").save(tmp_path / "sq8")
+    with pytest.raises(LandmarkRetrievalError, match="not -1"):
+        open_index(tmp_path / "sq8", rescore=-1)
+    description = json.loads((tmp_path / "sq8" / "index.json").read_text())
+    (tmp_path / "sq8" / "index.json").write_text(json.dumps({**description, "kind": "qdrant"}))
+    with pytest.raises(
+        LandmarkRetrievalError, match="collection of Qdrant, which searches where it runs, not on 'cuda'"
+    ):
+        open_index(tmp_path / "sq8", device="cuda")

@@ -1,5 +1,6 @@
 """A Qdrant collection, in its embedded form, behind the same protocol as the other kinds."""
 
+import json
 import sys
 
 import numpy as np
@@ -129,6 +130,64 @@ def test_an_upload_goes_on_where_it_was_cut_off(tmp_path, store, rows, monkeypat
     index.close()
     with pytest.raises(LandmarkRetrievalError, match="the descriptors by model 'huge'"):
         QdrantIndex.build(store_of(tmp_path / "other", rows, {"model": "huge"}), tmp_path / "q")
+
+
+def test_saved_again_after_it_was_opened(tmp_path, store, rows, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    QdrantIndex.build(store, "data", exact=True).close()
+    index = QdrantIndex.build(store, "data", exact=True)
+    index.save(tmp_path / "link" / "first")
+    index.close()
+    monkeypatch.chdir(tmp_path)
+    opened = open_index("here/first")
+    opened.save("second")
+    opened.close()
+    monkeypatch.chdir(tmp_path / "store")
+    again = open_index(tmp_path / "second")
+    assert again.search(rows[:3], 1)[0] == [[name] for name in names(range(3))]
+    again.close()
+    (tmp_path / "here" / "data").rename(tmp_path / "gone")
+    with pytest.raises(LandmarkRetrievalError, match=r"There is no folder .*data, where the collection of the index"):
+        open_index(tmp_path / "second")
+    assert not (tmp_path / "here" / "data").exists()
+
+
+def test_a_collection_is_made_of_one_store(tmp_path, store, rows):
+    QdrantIndex.build(store, tmp_path / "q").close()
+    other = store_of(tmp_path / "other", unit_rows(200, seed=9))
+    with pytest.raises(LandmarkRetrievalError, match=r"made from other descriptors than those in .*other: choose"):
+        QdrantIndex.build(other, tmp_path / "q")
+    index = QdrantIndex.build(store, tmp_path / "q")
+    assert index.search(rows[:5], 1)[0] == [[name] for name in names(range(5))]
+    index.close()
+
+
+def test_a_collection_that_cannot_be_used_is_let_go(tmp_path, store):
+    index = QdrantIndex.build(store, tmp_path / "q")
+    index.save(tmp_path / "index")
+    index.close()
+    description = json.loads((tmp_path / "index" / "index.json").read_text())
+    for change, message in (({"card": {"model": "huge"}}, "made by model 'huge'"), ({"collection": "x"}, "no coll")):
+        (tmp_path / "index" / "index.json").write_text(json.dumps(description | change))
+        with pytest.raises(LandmarkRetrievalError, match=message) as held:
+            open_index(tmp_path / "index")
+        client = qdrant_client.QdrantClient(path=str(tmp_path / "q"))  # the lock is free, though the error is kept
+        assert client.collection_exists("landmarks")
+        client.close()
+        assert held.value is not None
+
+
+def test_changes_ask_for_their_own_photos_alone(index, rows, monkeypatch):
+    monkeypatch.setattr(type(index._client), "scroll", None)
+    index.add(["new"], unit_rows(1, seed=8))
+    index.remove(["new", *names([0])])
+    assert len(index) == 199
+    with pytest.raises(LandmarkRetrievalError, match=r"'town hall/0\.jpg' is not in the index"):
+        index.remove(names([1, 0]))
+    with pytest.raises(LandmarkRetrievalError, match="given twice"):
+        index.add(["twice", "twice"], unit_rows(2))
 
 
 def test_options_of_a_cluster_reach_it(store, monkeypatch):
