@@ -4,7 +4,7 @@ import contextlib
 import csv
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,9 @@ def grow(index: Index, store: DescriptorStore, new: DescriptorStore, whitening: 
     """Append the descriptors of new photos to the store of an index, and add them to the index."""
     with DescriptorWriter(store.folder, store.card, dtype=store.dtype) as writer:
         for ids, part in new.parts():
-            writer.append(ids, _whitened(part, whitening))
+            writer.append(ids, _whitened(part, ids, whitening))
     for ids, part in new.parts():
-        index.add(ids, _whitened(part, whitening))
+        index.add(ids, _whitened(part, ids, whitening))
 
 
 def made_anew(
@@ -153,13 +153,13 @@ def made_anew(
             if rows:
                 writer.append([ids[row] for row in rows], part[rows])
         for ids, part in new.parts() if new is not None else ():
-            writer.append(ids, _whitened(part, whitening))
+            writer.append(ids, _whitened(part, ids, whitening))
     made = DescriptorStore.open(out)
     return build_index(made, kind, device), made
 
 
-def _whitened(rows: np.ndarray, whitening: Whitening | None) -> np.ndarray:
-    return rows if whitening is None else whitening.apply(rows)
+def _whitened(rows: np.ndarray, ids: Sequence[str], whitening: Whitening | None) -> np.ndarray:
+    return rows if whitening is None else whitening.apply(rows, ids)
 
 
 def _read_broken(folder: Path) -> dict[str, str]:

@@ -56,7 +56,8 @@ def kill(chain, victim):
     family = chain.children(recursive=True)
     stages = [process for process in family if "+stage" in " ".join(_words(process))]
     hit = 0
-    for process in {"chain": [chain], "stage": stages, "all": [chain, *family]}[victim]:
+    # between two stages there is none
+    for process in {"chain": [chain], "stage": stages or [chain], "all": [chain, *family]}[victim]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
             hit += 1
@@ -80,7 +81,9 @@ def test_ten_kills_leave_no_trace(chain, tmp_path):
     luck = random.Random(7)
     # after which computed step, and how long after it: validation, hand-over and the start of the next stage among it
     total = sum(STEPS.values())
-    moments = [(step, luck.uniform(0, 2.5)) for step in sorted(luck.sample(range(total), 10))]
+    steps = sorted(luck.sample(range(total), 10))
+    # in the last stage sooner, so that there is something left to kill
+    moments = [(step, luck.uniform(0, 2.5 if step < total - STEPS[STAGES[-1]] else 1.0)) for step in steps]
     kills = 0
     for step, wait in moments:
         process = psutil.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,6 +1,5 @@
 """What every kind of index refuses: other models, wrong shapes, descriptors not of length 1, wrong photo ids."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from landmark_retrieval.data.photos import Ids
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.store import card_difference
+from landmark_retrieval.retrieval.store_files import as_stored, card_difference
 
 # float16 rows of unit length stay within this of 1
 _UNIT_TOLERANCE = 1e-2
@@ -16,8 +15,7 @@ _UNIT_TOLERANCE = 1e-2
 
 def check_card(own: Mapping[str, Any], card: Mapping[str, Any] | None, who: str = "the query") -> None:
     """Refuse descriptors of another model than that of the index; None is not checked."""
-    # as it comes back from a file (tuples become lists)
-    if card is not None and json.loads(json.dumps(dict(card))) != dict(own):
+    if card is not None and as_stored(card) != dict(own):
         raise LandmarkRetrievalError(
             f"The index was made by {_model(own)}, {who} by {_model(card)}; their descriptors cannot be "
             f"compared ({card_difference(own, card)}): use the model of the index."
