@@ -77,14 +77,26 @@ def test_ten_kills_leave_no_trace(chain, tmp_path):
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert computed(log) == [(stage, step) for stage in STAGES for step in range(STEPS[stage])]
 
-    command, log = chain("cut")
     luck = random.Random(7)
-    # after which computed step, and how long after it: validation, hand-over and the start of the next stage among it
     total = sum(STEPS.values())
-    steps = sorted(luck.sample(range(total), 10))
-    # in the last stage sooner, so that there is something left to kill
-    moments = [(step, luck.uniform(0, 2.5 if step < total - STEPS[STAGES[-1]] else 1.0)) for step in steps]
+    # after which computed step, and how long after it: validation, hand-over and the start of the next stage among it
+    moments = [(step, luck.uniform(0, 2.5)) for step in sorted(luck.sample(range(total), 10))]
     kills = 0
+    for attempt in range(5):
+        name = f"cut{attempt}"
+        done, moments = cut(*chain(name), moments, luck)
+        kills += done
+        assert_no_trace(tmp_path / "whole", tmp_path / name, computed(chain(name)[1]), done)
+        # a chain that had ended before its last moments came: they are made up for in another one, sooner
+        moments = [(step, wait / 3) for step, wait in moments]
+        if not moments:
+            break
+    assert kills == 10
+
+
+def cut(command, log, moments, luck):
+    """Runs the chain to its end through all these kills: how many were made, and the moments it was too late for."""
+    late = []
     for step, wait in moments:
         process = psutil.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -92,24 +104,23 @@ def test_ten_kills_leave_no_trace(chain, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(wait)
-        alive = process.poll() is None
-        kills += bool(alive and kill(process, luck.choice(["chain", "stage", "all"])))
+        if process.poll() is not None or not kill(process, luck.choice(["chain", "stage", "all"])):
+            late.append((step, wait))
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
         process.wait()
     last = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stdout + last.stderr
-    assert kills == 10
+    return len(moments) - len(late), late
 
+
+def assert_no_trace(whole, cut, steps, kills):
     for stage in STAGES:
         for file in ("model.safetensors", "head.safetensors"):
-            expected, found = (load_file(tmp_path / name / stage / file) for name in ("whole", "cut"))
+            expected, found = (load_file(folder / stage / file) for folder in (whole, cut))
             assert all(torch.equal(expected[key], found[key]) for key in expected), (stage, file)
-
     # every step was computed, and none further back than the checkpoint before a kill
-    steps = computed(log)
     assert {*steps} == {(stage, step) for stage in STAGES for step in range(STEPS[stage])}
-    again = len(steps) - total
-    assert again <= 10 * INTERVAL
+    assert len(steps) - len({*steps}) <= kills * INTERVAL
     for (stage, step), (next_stage, following) in itertools.pairwise(steps):
         assert stage != next_stage or following > step - INTERVAL
