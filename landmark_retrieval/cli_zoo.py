@@ -1,4 +1,4 @@
-"""`landmark-retrieval zoo list | info | convert | push`."""
+"""`landmark-retrieval zoo list | info | convert | pack | push`."""
 
 import argparse
 import json
@@ -45,6 +45,25 @@ def add_zoo(commands: Any) -> None:
         help="arguments of the model in place of the zoo's, for example backbone=tf_efficientnet_b0",
     )
     convert.set_defaults(run=_convert)
+
+    pack = actions.add_parser("pack", help="make a small model of a finished stage: neck whitened, weights as float16")
+    pack.add_argument("folder", metavar="run", help="run folder of a finished stage or another saved model")
+    pack.add_argument(
+        "shards", help="folder with the photos that it was trained on; the whitening is learned from them"
+    )
+    pack.add_argument("--set", default="full", help="c, x or full of GLDv2 (default: %(default)s)")
+    pack.add_argument("--out", required=True, metavar="DIR", help="folder for the model")
+    pack.add_argument("--name", metavar="NAME", help="architecture.tag, for the card")
+    pack.add_argument(
+        "--image-size", type=int, metavar="PX", help="side of the square images (default: as the card says)"
+    )
+    pack.add_argument("--dim", type=int, metavar="N", help="numbers per descriptor (default: those of the model)")
+    pack.add_argument("--power", type=float, default=0.3, help="of the whitening, 0 to 1 (default: %(default)s)")
+    pack.add_argument("--keep-neck", action="store_true", help="as it was trained, no whitening")
+    pack.add_argument("--float32", action="store_true", help="weights as they are, twice the size")
+    for key, what in (("licence", "of the weights"), ("source", "where they come from"), ("figure", "what they reach")):
+        pack.add_argument(f"--{key}", metavar="TEXT", help=f"{what}, for the card")
+    pack.set_defaults(run=_pack)
 
     push = actions.add_parser("push", help="put a model on the Hugging Face hub")
     push.add_argument("folder", help="with model.json and model.safetensors")
@@ -139,6 +158,27 @@ def _convert(arguments: argparse.Namespace) -> None:
         print(f"dropped {count} tensors: {why}")
     if done.filled:
         print(f"zeros for {', '.join(done.filled)}: the source has none")
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from landmark_retrieval.data.dataset import train_place
+    from landmark_retrieval.data.reading import ShardedPhotos
+    from landmark_retrieval.training.packing import pack
+    from landmark_retrieval.zoo import load_model
+
+    model, card = load_model(arguments.folder)
+    facts = {key: getattr(arguments, key) for key in ("name", "image_size", "licence", "source", "figure")}
+    card = pack(
+        model,
+        card,
+        ShardedPhotos.open(train_place(arguments.shards, arguments.set)),
+        arguments.out,
+        embedding_dim=arguments.dim,
+        power=None if arguments.keep_neck else arguments.power,
+        half=not arguments.float32,
+        **{key: value for key, value in facts.items() if value is not None},
+    )
+    print(f"{arguments.out}: {card['weights_size'] / 1e6:.1f} MB. Use it: load_model({arguments.out!r})")
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ What must not overflow or lose digits (powers, norms, projections) is computed i
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +149,27 @@ class OrthogonalFusion(nn.Module):
 def neck(in_features: int, embedding_dim: int) -> nn.Sequential:
     """Linear, BatchNorm, PReLU: (B, in_features) -> (B, embedding_dim). Source: Henkel 2021, section 2.1."""
     return nn.Sequential(nn.Linear(in_features, embedding_dim), nn.BatchNorm1d(embedding_dim), nn.PReLU())
+
+
+def is_neck(module: object) -> TypeGuard[nn.Sequential]:
+    """Whether a module is one that `neck` has made."""
+    kinds = (nn.Linear, nn.BatchNorm1d, nn.PReLU)
+    return isinstance(module, nn.Sequential) and tuple(map(type, module)) == kinds
+
+
+@torch.no_grad()
+def linear_neck(weight: Tensor, bias: Tensor) -> nn.Sequential:
+    """A neck that, in eval mode, computes `weight @ x + bias`: (B, in_features) -> (B, D) for weight (D, in_features).
+
+    Its BatchNorm and PReLU let everything through.
+    """
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    norm, activation = nn.BatchNorm1d(weight.shape[0]), nn.PReLU()
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    norm.weight.fill_((1 + norm.eps) ** 0.5)
+    activation.weight.fill_(1.0)
+    return nn.Sequential(linear, norm, activation).eval()
 
 
 def check_images(images: Tensor, training: bool, side: int | None = None) -> None:
