@@ -7,6 +7,7 @@ from typing import Any
 
 from landmark_retrieval.cli_views import add_views, card_of
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.zoo import DEFAULT_MODEL
 
 
 def add_evaluate(commands: Any, model_help: str) -> None:
@@ -22,7 +23,7 @@ def add_evaluate(commands: Any, model_help: str) -> None:
         help="folder written by `shard` (Google Landmarks, Revisited Oxford or Paris), or a folder of photos with a "
         "folder per landmark, or with query/ and index/ that have these",
     )
-    evaluate.add_argument("--model", help=model_help.replace("%(default)s", "imagenet"))
+    evaluate.add_argument("--model", help=model_help.replace("%(default)s", DEFAULT_MODEL))
     add_views(evaluate)
     evaluate.add_argument("--out", help="folder for descriptors, metrics.json, predictions.csv, gallery.html")
     evaluate.add_argument(
@@ -59,7 +60,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not arguments.out:
         raise LandmarkRetrievalError("The descriptors and results need a place: add --out FOLDER.")
     benchmark = open_benchmark(arguments.data, arguments.seed or 0)
-    name = arguments.model or "imagenet"
+    name = arguments.model or DEFAULT_MODEL
     model, card = load_model(name)
     card = card_of(arguments, card)
     evaluation = evaluate(

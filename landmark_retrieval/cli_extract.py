@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from landmark_retrieval.cli_views import add_views, card_of
+from landmark_retrieval.zoo import DEFAULT_MODEL
 
 
 def add_extract(commands: Any, model_help: str) -> None:
@@ -19,7 +20,7 @@ def add_extract(commands: Any, model_help: str) -> None:
     extract.add_argument(
         "photos", help="folder of photos, shards, data in the layout of Google Landmarks, or CSV (id, path)"
     )
-    extract.add_argument("--model", default="imagenet", help=model_help)
+    extract.add_argument("--model", default=DEFAULT_MODEL, help=model_help)
     extract.add_argument("--out", required=True, metavar="STORE", help="folder for the descriptors")
     extract.add_argument("--split", help="which photos of a data set: test, index, train_c, ...")
     extract.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="(default: %(default)s)")

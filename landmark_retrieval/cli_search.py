@@ -5,6 +5,8 @@ import json
 import sys
 from typing import Any
 
+from landmark_retrieval.zoo import DEFAULT_MODEL
+
 
 def add_search(commands: Any, model_help: str) -> None:
     """Add the two commands to the parsers of the command line; `model_help` explains --model."""
@@ -17,7 +19,7 @@ def add_search(commands: Any, model_help: str) -> None:
         "follows it: new and changed photos are described, those that are gone leave the index.",
     )
     index.add_argument("photos", help="folder of the photos")
-    index.add_argument("--model", default="imagenet", help=model_help)
+    index.add_argument("--model", default=DEFAULT_MODEL, help=model_help)
     index.add_argument("--out", required=True, metavar="INDEX", help="folder for the index")
     index.add_argument(
         "--kind", choices=("auto", *KINDS), default="auto", help="of the index (default: by the number of photos)"

@@ -15,11 +15,12 @@ from landmark_retrieval.retrieval.evaluate import (
 from landmark_retrieval.retrieval.gallery import write_contact_sheet
 from landmark_retrieval.training.curriculum import plan_curriculum, run_curriculum
 from landmark_retrieval.training.handoff import Handoff
-from landmark_retrieval.zoo import load_model
+from landmark_retrieval.zoo import DEFAULT_MODEL, load_model
 
 
 def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Sequence[str] = ()) -> None:
-    """Draw landmarks (or take photos in the layout of GLDv2), shard, train the stages, evaluate, and write the gallery.
+    """Draw landmarks (or take photos in the layout of GLDv2), shard, search with ImageNet features and with the
+    packaged model, train the stages, evaluate, and write the gallery.
 
     Interrupted, the same call carries on. Needs the `demo` extra, for ImageNet weights without a download.
 
@@ -49,9 +50,15 @@ def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Seque
         if manifest.refused:
             print(f"{manifest.refused} photos were left out of {name}, see {data / name / 'refused.csv'}")
 
-    print("\nThe untrained backbone (ImageNet weights, GeM pooling):")
-    rows = [("untrained backbone", card["image_size"], evaluate(model, card, data, out / "untrained").metrics)]
+    print("\nBefore and after: the untrained backbone (ImageNet weights, GeM pooling), and the packaged model:")
+    before = evaluate(model, card, data, out / "untrained")
+    rows = [("untrained backbone", card["image_size"], before.metrics)]
+    model, card = load_model(DEFAULT_MODEL)
+    after = evaluate(model, card, data, out / "packaged")
+    rows.append(("packaged model", card["image_size"], after.metrics))
     _print_table(rows)
+    _write_before_and_after(out / "before_and_after.png", data, before, after)
+    print(f"The same queries with both: {out / 'before_and_after.png'}\n\nNow training one of one's own:")
     evaluations: list[Evaluation] = []
 
     def measure(handoff: Handoff) -> None:
@@ -69,6 +76,28 @@ def run_demo(out: str | Path, photos: str | Path | None = None, overrides: Seque
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
+def _write_before_and_after(path: Path, data: Path, before: Evaluation, after: Evaluation) -> None:
+    queries, index, _ = open_queries_and_index(data)
+    # from the query that gained most to the one that lost most, so that the picture does not flatter
+    gain = {query: after.average_precision[query] - value for query, value in before.average_precision.items()}
+    chosen = _evenly(sorted(gain, key=lambda query: (-gain[query], query)), 3)
+    pairs = zip(*(gallery_entries(each, queries, index, chosen, top=8) for each in (before, after)), strict=True)
+    figures = [f"{evaluation.metrics['map_at_100']:.3f}" for evaluation in (before, after)]
+    write_contact_sheet(
+        path,
+        [entry for pair in pairs for entry in pair],
+        "Before and after",
+        f"each query twice: with ImageNet features (mAP@100 {figures[0]}), with the packaged model ({figures[1]})",
+    )
+
+
+def _evenly(ordered: Sequence[str], count: int) -> list[str]:
+    """The first, the last, and those in between."""
+    if len(ordered) <= count:
+        return list(ordered)
+    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]
+
+
 def _print_table(rows: Sequence[tuple[str, int, dict[str, float]]]) -> None:
     print(f"\n{'':20s}  pixels  mAP@100     P@1")
     for name, side, metrics in rows:
@@ -82,7 +111,7 @@ def _write_galleries(out: Path, data: Path, evaluation: Evaluation) -> None:
     write_evaluation_gallery(out / "gallery.html", evaluation, data, title, subtitle)
     # queries from the best to the worst, so that the picture does not flatter
     ordered = sorted(evaluation.average_precision, key=lambda query: (-evaluation.average_precision[query], query))
-    chosen = [ordered[round(i * (len(ordered) - 1) / 5)] for i in range(6)] if len(ordered) > 5 else ordered
+    chosen = _evenly(ordered, 6)
     queries, index, _ = open_queries_and_index(data)
     entries = gallery_entries(evaluation, queries, index, chosen, top=8)
     write_contact_sheet(

@@ -18,13 +18,14 @@ def test_the_whole_story(tiny, tmp_path, monkeypatch, capfd):
     table = [
         line.split()
         for line in out.splitlines()
-        if line.startswith(("untrained backbone", "pretrain", "train_", "finetune"))
+        if line.startswith(("untrained backbone", "packaged model", "pretrain", "train_", "finetune"))
     ]
-    last = {" ".join(row[:-3]): (float(row[-2]), float(row[-1])) for row in table[-4:]}
-    assert list(last) == ["untrained backbone", "pretrain_small", "train_medium", "finetune_large"]
+    last = {" ".join(row[:-3]): (float(row[-2]), float(row[-1])) for row in table[-5:]}
+    assert list(last) == ["untrained backbone", "packaged model", "pretrain_small", "train_medium", "finetune_large"]
     assert all(0 <= value <= 1 for pair in last.values() for value in pair)
     assert (tmp_path / "d" / "gallery.html").exists()
     assert (tmp_path / "d" / "gallery.png").exists()
+    assert (tmp_path / "d" / "before_and_after.png").exists()
 
     # run again, everything is found finished and the figures are the same
     demo.run_demo(tmp_path / "d", None, small)

@@ -59,7 +59,7 @@ def plan_curriculum(name: str, overrides: Sequence[str] = (), own: Path | None =
     """Compose every stage of `conf/curriculum/<name>.yaml`: a mistake in the last one shows before the first runs.
 
     Args:
-        name: of the curriculum.
+        name: of the curriculum; with a slash in it, a path below the config folder ("experiment/ablation/base").
         overrides: `key=value`, for every stage; they win over what the curriculum says.
         own: a folder with config groups beside those of the package: `stage`, `curriculum`, `model`, ...
 
@@ -199,7 +199,8 @@ def _silence(sentence: str) -> None:
 
 
 def _path(name: str, own: Path | None) -> Path:
-    paths = [folder / "curriculum" / f"{name}.yaml" for folder in (own, conf_folder()) if folder]
+    file = f"{name}.yaml" if "/" in name else f"curriculum/{name}.yaml"
+    paths = [folder / file for folder in (own, conf_folder()) if folder]
     return next((path for path in paths if path.exists()), paths[-1])
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from landmark_retrieval.lazy import exports
+from landmark_retrieval.zoo.records import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from landmark_retrieval.zoo.convert import convert_state_dict
@@ -11,7 +12,15 @@ if TYPE_CHECKING:
     from landmark_retrieval.zoo.records import list_models
     from landmark_retrieval.zoo.saved_model import save_model
 
-__all__ = ["convert_state_dict", "create_model", "export_model", "list_models", "load_model", "save_model"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "convert_state_dict",
+    "create_model",
+    "export_model",
+    "list_models",
+    "load_model",
+    "save_model",
+]
 
 # so that names and records can be looked up without waiting for torch
 __getattr__ = exports(

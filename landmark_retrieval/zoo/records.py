@@ -12,6 +12,9 @@ from landmark_retrieval.zoo.registry import ARCHITECTURES, HENKEL, Architecture,
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PACKAGED = Path(__file__).parent / "weights"  # a folder per `architecture.tag`, as `save_model` writes them
 
+DEFAULT_MODEL = "dolg_efficientnet_lite0.gldv2mini"
+"""What describes photos where no model is named: it comes with the package."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -108,6 +111,21 @@ WEIGHTS: dict[str, Weights] = {
             size=18826032,
             figure="45.6 mAP@100 on gldv2mini at 256 px, one scale (docs/results.md)",
             command="landmark-retrieval evaluate SHARDS --model gem_efficientnet_lite0.imagenet --out DIR",
+        ),
+        Weights(
+            "dolg_efficientnet_lite0",
+            "gldv2mini",
+            source="trained by this project on gldv2mini, 4,496 photos of 47 landmarks of Google Landmarks v2, from "
+            "ImageNet weights of EfficientNet-Lite0 (tensorflow/tpu, Apache-2.0): curriculum=zoo_dolg_lite0, seed 0, "
+            "then `zoo pack`, by which the neck is a PCA-whitening of the features of the same photos",
+            location="packaged",
+            arguments={"dilations": [3, 6]},
+            classes=47,
+            licence="Apache-2.0",
+            sha256="@@SHA@@",
+            size=0,
+            figure="@@FIGURE@@",
+            command="landmark-retrieval evaluate SHARDS --model dolg_efficientnet_lite0.gldv2mini --out DIR",
         ),
         _feymanpriv(50, "https://pan.baidu.com/s/13Bt1v_sMSny8pGRIM0K8xQ", "d7or"),
         _feymanpriv(101, "https://pan.baidu.com/s/1_osEyC53txA-_1cbadBzLQ", "nqdb"),

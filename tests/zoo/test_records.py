@@ -43,9 +43,9 @@ def test_list_models():
     assert list_models() == sorted(ARCHITECTURES)
     assert list_models("dolg_resnet*") == ["dolg_resnet101", "dolg_resnet101_ma", "dolg_resnet50", "dolg_resnet50_ma"]
     assert list_models("no*") == []
-    assert list_models(pretrained=True) == ["gem_efficientnet_lite0.imagenet"]
+    assert list_models(pretrained=True) == ["dolg_efficientnet_lite0.gldv2mini", "gem_efficientnet_lite0.imagenet"]
     assert list_models("gem_efficientnet_lite0", pretrained=True) == ["gem_efficientnet_lite0.imagenet"]
-    assert list_models("dolg*", pretrained=True) == []
+    assert list_models("dolg_resnet*", pretrained=True) == []
 
 
 def test_records_are_whole():
