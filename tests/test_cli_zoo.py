@@ -27,12 +27,12 @@ def test_list(capsys):
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert rows["name"] == ["model", "px", "weights"]
     assert rows["dolg_resnet50"] == ["DOLGResNet", "512", "(feymanpriv)"]
-    assert rows["dolg_efficientnet_lite0"] == ["DOLGNet", "256", "-"]
+    assert rows["dolg_efficientnet_lite0"] == ["DOLGNet", "256", "gldv2mini"]
     assert not any(name.startswith("gem") for name in rows)
     assert "zoo info" in err
     _, out, err = run(capsys, "list", "--pretrained", "--json")
     assert err == ""
-    (row,) = json.loads(out)
+    row = {row["name"]: row for row in json.loads(out)}["gem_efficientnet_lite0.imagenet"]
     assert row == {
         "name": "gem_efficientnet_lite0.imagenet",
         "model": "GeMNet",

@@ -28,7 +28,7 @@ def test_a_name_is_enough():
     assert isinstance(net, DOLGNet) and net.embedding_dim <= 512
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
     cfg = net.pretrained_cfg
-    assert (cfg["name"], cfg["classes"], cfg["image_size"]) == (DEFAULT_MODEL, 47, 256)
+    assert (cfg["name"], cfg["classes"], cfg["image_size"]) == (DEFAULT_MODEL, 47, 320)
     assert cfg["licence"] and cfg["figure"] and cfg["source"]
     images = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

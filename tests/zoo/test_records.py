@@ -73,5 +73,5 @@ def test_unknown_names():
 def test_weights_that_cannot_be_fetched_say_what_to_do():
     with pytest.raises(LandmarkRetrievalError, match=r"pan.baidu.com.*zoo convert FILE --source feymanpriv_dolg"):
         released(*find("dolg_resnet50"))
-    with pytest.raises(LandmarkRetrievalError, match="No weights of dolg_efficientnet_lite0 are released"):
-        released(*find("dolg_efficientnet_lite0"))
+    with pytest.raises(LandmarkRetrievalError, match="No weights of hybrid_efficientnet_lite0_swin_tiny_224"):
+        released(*find("hybrid_efficientnet_lite0_swin_tiny_224"))
