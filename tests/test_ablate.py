@@ -14,12 +14,12 @@ from landmark_retrieval.data.reading import ShardedPhotos
 from landmark_retrieval.training import cleaning, launchers
 from landmark_retrieval.training.handoff import Handoff
 
-SCOPE = ["reranking", "ensemble", "recognition"]  # of which base and pooling_gem are trained
+SCOPE = ["reranking", "ensemble", "recognition", "neck"]  # of which base and pooling_gem are trained
 
 
 @pytest.fixture(scope="module")
 def small(tiny):
-    return [*tiny, "stage.epochs=1", "stage.freeze=[]", "data.validation_image_size=48"]
+    return [*tiny, "stage.epochs=1", "stage.freeze=[]", "data.validation_image_size=48", "model.embedding_dim=16"]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,14 @@ def test_the_figures_are_those_that_other_commands_find(study, tmp_path, monkeyp
         else:
             assert figures["map_at_100"] == pytest.approx(found["map_at_100"], abs=1e-9)
             assert figures["precision_at_1"] == pytest.approx(found["precision_at_1"], abs=1e-9)
+    packing, judging = (shlex.split(command) for command in held["neck_whitened"]["0"]["commands"][-2:])
+    assert packing[:3] == ["landmark-retrieval", "zoo", "pack"]
+    cli.main([*packing[1:], "--out", str(tmp_path / "packed")])
+    where = ["--model", str(tmp_path / "packed"), "--out", str(tmp_path / "packed-evaluation")]
+    cli.main([*judging[1:], *where])
+    found = json.loads((tmp_path / "packed-evaluation" / "metrics.json").read_text())
+    assert held["neck_whitened"]["0"]["figures"]["map_at_100"] == pytest.approx(found["map_at_100"], abs=1e-9)
+    assert held["neck_whitened"]["0"]["figures"]["gap"] == pytest.approx(found["recognition"]["gap"], abs=1e-9)
     table = lines(out, "Ensemble of two")
     both, base = (held[name]["0"]["figures"]["map_at_100"] for name in ("ensemble", "base"))
     row = table["both: lists added up, descriptors side by side for GAP"]

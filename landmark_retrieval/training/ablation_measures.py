@@ -29,6 +29,7 @@ from landmark_retrieval.retrieval.store_rows import StoreRows
 from landmark_retrieval.retrieval.submission import Ranking, ranked_lists
 from landmark_retrieval.retrieval.views import card_as_asked
 from landmark_retrieval.training.ablation_questions import FIGURES, MEASUREMENTS, Measurement
+from landmark_retrieval.training.packing import pack
 from landmark_retrieval.zoo import load_model
 
 IMAGENET = "imagenet"
@@ -138,6 +139,7 @@ class Measured:
             makers = {
                 "evaluate": self._evaluate,
                 "size": self._evaluate,
+                "neck": self._evaluate,
                 "rerank": self._rerank,
                 "recognize": self._recognize,
                 "ensemble": self._ensemble,
@@ -168,18 +170,25 @@ class Measured:
 
     def _evaluate(self, wanted: Measurement) -> dict[str, Any]:
         y = self.yardstick
-        model, card = load_model(self._model(wanted.runs))
-        out = self._stores(wanted.runs, wanted.setting)
+        size = wanted.setting if wanted.how == "size" else None
+        name, out, before = self._model(wanted.runs), self._stores(wanted.runs, size), []
+        if wanted.how == "neck":
+            folder = self._folder(wanted.runs) / f"packed-{self._facts(wanted)}"
+            before = ["landmark-retrieval", "zoo", "pack", name, y.root, "--set", y.bank_set, "--out", str(folder)]
+            before += ["--power", str(wanted.setting), "--float32"]
+            pack(*load_model(name), y.bank, folder, power=wanted.setting, half=False)
+            name, out = str(folder), folder / "evaluation"
+        model, card = load_model(name)
         bank = None if y.benchmark.recognition is None else y.bank_set
-        card = card_as_asked(card, wanted.setting)
+        card = card_as_asked(card, size)
         found = evaluate(model, card, y.benchmark, out, bank=bank)
-        command = ["landmark-retrieval", "evaluate", y.root, "--model", self._model(wanted.runs), "--out", str(out)]
+        command = ["landmark-retrieval", "evaluate", y.root, "--model", name, "--out", str(out)]
         command += ["--bank", bank] if bank else []
-        command += ["--image-size", str(wanted.setting)] if wanted.setting else []
+        command += ["--image-size", str(size)] if size else []
         figures = dict(found.metrics)
         if bank:
             figures["gap"] = figures["recognition_gap"]
-        return _record(figures, card["image_size"], command)
+        return _record(figures, card["image_size"], *([before] if before else []), command)
 
     def _member(self, run: str) -> Member:
         """A run with its descriptors, which `evaluate` has made; those of the bank where it had no use for them."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-How = Literal["evaluate", "size", "rerank", "recognize", "ensemble"]
+How = Literal["evaluate", "size", "neck", "rerank", "recognize", "ensemble"]
 
 FOLDER = "experiment/ablation"
 """Of the curricula, below the folder of the config groups."""
@@ -32,9 +32,9 @@ class Measurement:
 
     Attributes:
         runs: variants that have to be trained; none for the features of ImageNet.
-        how: `evaluate`, at the image size of the model's card; the same at another `size`; `rerank`: lists re-ranked;
-            `recognize`: the recognition of the challenges; `ensemble`: lists added up.
-        setting: px, the name of a re-ranker, or whether non-landmarks have a say.
+        how: `evaluate`, at the image size of the model's card; the same at another `size`, or with another `neck`;
+            `rerank`: lists re-ranked; `recognize`: the recognition of the challenges; `ensemble`: lists added up.
+        setting: px, the power of a whitening, the name of a re-ranker, or whether non-landmarks have a say.
     """
 
     runs: tuple[str, ...]
@@ -83,6 +83,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "imagenet": Measurement(()),
     **{name: Measurement((name,)) for name in VARIANTS},
     **{f"size_{px}": Measurement((BASE,), "size", px) for px in (128, 192, 320)},
+    "neck_whitened": Measurement((BASE,), "neck", 0.3),
     **{f"rerank_{name}": Measurement((BASE,), "rerank", name) for name in ("soft", "alpha_query_expansion")},
     "recognition": Measurement((BASE,), "recognize", False),
     "recognition_non_landmark": Measurement((BASE,), "recognize", True),
@@ -156,6 +157,15 @@ QUESTIONS = (
             Row("size_320", "larger", BASE),
         ),
         "One model, trained as base; queries, index and the photos that vote at the same size.",
+    ),
+    Question(
+        "neck",
+        "Neck",
+        (
+            Row(BASE, "as trained (base)"),
+            Row("neck_whitened", "PCA-whitening of the features of the training photos, as by `zoo pack`", BASE),
+        ),
+        "One model, trained as base. The landmarks of the index are not among those of the training photos.",
     ),
     Question(
         "reranking",

@@ -54,13 +54,14 @@ def test_what_is_compared_differs_by_one_thing(one, other):
     } == expected
 
 
-def test_the_base_is_the_recipe_for_a_laptop():
+def test_the_base_is_the_recipe_of_the_packaged_weights_in_small():
     (base,) = planned(BASE)
-    first = plan_curriculum("dolg_lite0")[0].config
+    (first,) = (stage.config for stage in plan_curriculum("zoo_dolg_lite0"))
     for group in ("model", "head", "optimizer"):
         assert base.config[group] == first[group]
-    for key in ("freeze", "freeze_batchnorm", "epochs", "warmup_epochs"):
+    for key in ("freeze", "freeze_batchnorm", "warmup_epochs"):
         assert base.config["stage"][key] == first["stage"][key]
+    assert base.config["stage"]["epochs"] == 2
     data = base.config["data"]
     assert (data["train_set"], data["image_size"], data["batch_size"], data["validation_image_size"]) == (
         "full", 128, 32, 256,
