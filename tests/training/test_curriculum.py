@@ -15,6 +15,7 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.training.configs import conf_folder
 from landmark_retrieval.training.curriculum import curricula, listed, plan_curriculum, run_curriculum
 from landmark_retrieval.training.curriculum_table import table_of_curricula
+from landmark_retrieval.training.launchers import GRACE
 from landmark_retrieval.training.plan_table import rows, table
 from landmark_retrieval.zoo.registry import ARCHITECTURES
 
@@ -144,7 +145,7 @@ def test_a_stopped_chain_lets_its_stage_save(started, small, tmp_path, number, c
     chain, checkpoints = started
     before = time.time_ns()
     chain.send_signal(number)
-    out, _ = chain.communicate(timeout=60)
+    out, _ = chain.communicate(timeout=GRACE + 60)  # after its grace a stage is killed
     assert chain.returncode == code, out
     assert "the same command carries on" in out
     assert not stage_processes(tmp_path)
