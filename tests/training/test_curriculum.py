@@ -1,5 +1,6 @@
 """Chains of stages: what is planned, run, skipped, done again, stopped and shared between processes."""
 
+import functools
 import os
 import re
 import signal
@@ -15,7 +16,6 @@ from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.training.configs import conf_folder
 from landmark_retrieval.training.curriculum import curricula, listed, plan_curriculum, run_curriculum
 from landmark_retrieval.training.curriculum_table import table_of_curricula
-from landmark_retrieval.training.launchers import GRACE
 from landmark_retrieval.training.plan_table import rows, table
 from landmark_retrieval.zoo.registry import ARCHITECTURES
 
@@ -122,7 +122,10 @@ def started(small, tmp_path):
     """A chain whose first stage is within a long epoch: its process, and the stage's process id."""
     more = ["stage.epochs=100000", "checkpoint_steps=1"]
     command = [*CHAIN, "curriculum=dolg_lite0", *small(tmp_path, *more)]
-    chain = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # where the tests run in the background Ctrl-C is ignored, which a chain inherits and respects
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    chain = subprocess.Popen(command, **pipes, preexec_fn=heard)
     checkpoints = tmp_path / "pretrain_small" / "checkpoints"
     wait_for(lambda: (checkpoints / "within.ckpt").exists())
     yield chain, checkpoints
@@ -145,7 +148,7 @@ def test_a_stopped_chain_lets_its_stage_save(started, small, tmp_path, number, c
     chain, checkpoints = started
     before = time.time_ns()
     chain.send_signal(number)
-    out, _ = chain.communicate(timeout=GRACE + 60)  # after its grace a stage is killed
+    out, _ = chain.communicate(timeout=60)
     assert chain.returncode == code, out
     assert "the same command carries on" in out
     assert not stage_processes(tmp_path)
