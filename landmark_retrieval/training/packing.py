@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from landmark_retrieval.data.batches import PhotoBatches, PhotoSource, loader
-from landmark_retrieval.data.transforms import normalize
+from landmark_retrieval.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.models.blocks import is_neck, linear_neck
 from landmark_retrieval.retrieval.whitening import Whitening
@@ -42,7 +42,7 @@ def pack(
 
     Args:
         model: trained, in eval mode; left as it is.
-        card: of it; its `image_size`, `mean` and `std` are used.
+        card: of it; its `image_size`, `mean` and `std` (ImageNet's where they are missing) are used.
         photos: that the whitening is learned from, best all that the model was trained on; evenly chosen ones if there
             are more than `LARGEST_SAMPLE`.
         out: folder for the model.
@@ -108,8 +108,9 @@ def features(
         for batch in loader(batches, workers):
             chosen = [row for row, position in enumerate(batch["positions"]) if position % every == 0]
             if chosen:
-                images = normalize(batch["images"][chosen].to(device), card["mean"], card["std"])
-                rows.append(bare(images).float().cpu())
+                images = batch["images"][chosen].to(device)
+                pixels = normalize(images, card.get("mean", IMAGENET_MEAN), card.get("std", IMAGENET_STD))
+                rows.append(bare(pixels).float().cpu())
             broken += batch["broken"]
             bar.update(len(batch["ids"]) + len(batch["broken"]))
     if broken:
