@@ -92,6 +92,14 @@ def test_the_model_itself_stays_as_it_is(model, source, tmp_path):
     assert CARD["arguments"] == ARGUMENTS
 
 
+def test_a_card_without_mean_and_std_means_those_of_imagenet(model, source, images, tmp_path):
+    bare = {key: value for key, value in CARD.items() if key not in ("mean", "std")}
+    pack(model, CARD, source, tmp_path / "said", workers=0)
+    pack(model, bare, source, tmp_path / "bare", workers=0)
+    expected, found = (described(load_model(tmp_path / name)[0], images) for name in ("said", "bare"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_neck_can_be_kept(model, source, images, tmp_path):
     pack(model, CARD, source, tmp_path, power=None, half=False)
     np.testing.assert_allclose(described(load_model(tmp_path)[0], images), described(model, images), atol=1e-6)
