@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from landmark_retrieval.commands import exit_on_error
+from landmark_retrieval.memory import keep_freed_blocks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, plan, run."""
     arguments = _parser().parse_intermixed_args()
+    keep_freed_blocks()
 
     from landmark_retrieval.errors import LandmarkRetrievalError
     from landmark_retrieval.training.ablation import run_ablation

@@ -13,6 +13,7 @@ from landmark_retrieval.cli_search import add_search
 from landmark_retrieval.cli_shard import add_shard
 from landmark_retrieval.cli_zoo import add_zoo
 from landmark_retrieval.commands import exit_on_error
+from landmark_retrieval.memory import keep_freed_blocks
 
 MODEL_HELP = (
     "run folder of a finished stage or another saved model, weights of the zoo (`zoo list --pretrained`), "
@@ -24,6 +25,7 @@ MODEL_HELP = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and call what it names."""
     arguments = _parser().parse_args(argv)
+    keep_freed_blocks()
     arguments.run(arguments)
 
 

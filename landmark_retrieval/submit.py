@@ -8,6 +8,7 @@ from typing import Any
 
 from landmark_retrieval.commands import exit_on_error
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.memory import keep_freed_blocks
 
 TRACKS = ("retrieval", "recognition")
 
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Compose the config, then plan or do."""
     arguments = _parser().parse_intermixed_args()
+    keep_freed_blocks()
 
     from omegaconf import OmegaConf
 

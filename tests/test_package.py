@@ -61,7 +61,7 @@ def rooms_used_by(room):
     return used - {room}
 
 
-COMMON = {"columns", "errors", "files", "lazy", "processes"}
+COMMON = {"columns", "errors", "files", "lazy", "memory", "processes"}
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.memory import training_environment
 
 GRACE = 60.0
 """Seconds that a stage has to save its checkpoint once it was asked to stop."""
 
 _GUARD = Path(__file__).with_name("guard.py")
-_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 # seconds for the other processes of a stage to end after its first one
 _AFTERWARDS = 10.0
 
@@ -191,7 +191,9 @@ class LocalLauncher:
     def _prepare(self, overrides: Sequence[str]) -> None:
         command = [sys.executable, "-m", "landmark_retrieval.training.standby", *overrides]
         # a group of its own: Ctrl-C in the terminal reaches the chain alone, which then asks the stage to stop
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=_environment(), process_group=0)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, env=training_environment(), process_group=0
+        )
         self._waiting = (tuple(overrides), process)
 
 
@@ -223,10 +225,3 @@ def _signal(pid: int, number: int, group: bool = False) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-def _environment() -> dict[str, str]:
-    """On a CPU, let glibc keep large blocks: giving them back to the system costs a quarter of a step."""
-    if any(map(os.path.exists, _GPUS)):
-        return dict(os.environ)
-    return {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30), **os.environ}
