@@ -42,7 +42,7 @@ def add_search(commands: Any, model_help: str) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from landmark_retrieval.retrieval.photo_search import index_photos
+    from landmark_retrieval.retrieval.photo_index import index_photos
     from landmark_retrieval.zoo import load_model
 
     model, card = load_model(arguments.model)

@@ -1,7 +1,7 @@
-"""One's own photos: describe and index a folder, keep the index up to date, then find the nearest photos of a query."""
+"""Queries -> the nearest photos of an index of a folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +10,17 @@ import torch
 from torch import nn
 
 from landmark_retrieval.data.decode import BrokenPhotoError, decode
-from landmark_retrieval.data.importers.folder import list_photos, read_unlabelled
-from landmark_retrieval.data.photos import PhotoTable
+from landmark_retrieval.data.importers.folder import list_photos
 from landmark_retrieval.data.resizing import Resizing
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.files import read_json, write_json
-from landmark_retrieval.retrieval.extract import broken_photos, describe, extract, rank_and_world
+from landmark_retrieval.files import read_json
+from landmark_retrieval.retrieval.extract import describe
 from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult
-from landmark_retrieval.retrieval.index import Index, build_index, check_buildable, open_index
-from landmark_retrieval.retrieval.indexes.index_checks import check_card
-from landmark_retrieval.retrieval.indexes.index_files import DESCRIPTION, read_description
-from landmark_retrieval.retrieval.inputs import present_device
-from landmark_retrieval.retrieval.photo_update import (
-    RAW,
-    WHITENED,
-    FolderChanges,
-    describe_new,
-    forget_new,
-    forget_old,
-    grow,
-    made_anew,
-    stamps,
-    updating,
-    whitening_for,
-    write_notes,
-)
-from landmark_retrieval.retrieval.store import DescriptorStore
-from landmark_retrieval.retrieval.store_files import FINISHED, UNFINISHED
+from landmark_retrieval.retrieval.index import open_index
+from landmark_retrieval.retrieval.photo_index import ABOUT, ADVICE, WHITENING
 from landmark_retrieval.retrieval.views import VIEWS, card_with_views
-from landmark_retrieval.retrieval.whitening import Whitening, whiten_store
-from landmark_retrieval.zoo.saved_model import CARD
+from landmark_retrieval.retrieval.whitening import Whitening
 
-_ABOUT = "photos.json"
-_WHITENING = "whitening.safetensors"
-_ADVICE = "build it with `landmark-retrieval index`"
 # queries that are decoded at a time
 _BLOCK = 256
 
@@ -57,197 +34,9 @@ class Found:
     scores: list[float]
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """What `index_photos` did.
-
-    Attributes:
-        index: as it is now.
-        broken: photos that could not be decoded, with the reason.
-        added: photos that were described: all of a new index, or the new and changed ones.
-        removed: photos that are in the folder no more.
-    """
-
-    index: Index
-    broken: dict[str, str]
-    added: int
-    removed: list[str] = field(default_factory=list)
-
-
-def index_photos(
-    model: nn.Module,
-    card: dict[str, Any],
-    model_name: str,
-    photos: str | Path,
-    out: str | Path,
-    kind: str = "auto",
-    whiten: int | None = None,
-    index_device: str = "cpu",
-    **extraction: Any,
-) -> Indexed:
-    """Describe all photos below a folder and build an index over them, or bring an index of the folder up to date.
-
-    Of a folder that is indexed already, only photos that are new or have changed are described; those that are gone
-    leave the index. Interrupted, the same call goes on. One process at a time may do it.
-
-    Args:
-        model: in eval mode.
-        card: of the model.
-        model_name: as `zoo.load_model` takes it; kept, so that a search can load the same model.
-        photos: the folder.
-        out: folder of the index; gets the descriptors, too.
-        kind: of the index, see `index.build_index`; "auto" leaves an index that is there as it is.
-        whiten: PCA-whiten the descriptors to so many numbers, learned from those of the first photos; None for not.
-        index_device: "cuda" searches on GPUs.
-        extraction: passed on to `extract`; without a dtype that of the index, float32 for a new one.
-
-    Raises:
-        LandmarkRetrievalError: no such folder, no photo in it or none that can be decoded, `out` holds an index of
-            another folder, of another model, whitening or dtype, another process is updating it, or the kind cannot be
-            built of so few photos or searched on the device.
-    """
-    out, table = Path(out), read_unlabelled(photos)
-    if rank_and_world(extraction.get("rank"), extraction.get("world"))[1] > 1:
-        raise LandmarkRetrievalError(
-            "An index of a folder is made by one process: start it without torchrun, or describe the photos with "
-            "`landmark-retrieval extract` first."
-        )
-    if extraction.get("device") is not None:
-        present_device(extraction["device"])
-    # a folder where there is one, or else a name that stays as it is
-    name = str(Path(model_name).resolve()) if (Path(model_name) / CARD).exists() else model_name
-    about = {"photos": str(Path(photos).resolve()), "model": name}
-    with updating(out):
-        # before the first photo is read: one that changes from now on is described anew by the next run
-        now = dict(stamps(table))
-        if (out / DESCRIPTION).exists() or _interrupted(out):
-            return _update(model, card, table, now, out, about, kind, whiten, index_device, **extraction)
-        return _first(model, card, table, now, out, about, kind, whiten, index_device, **extraction)
-
-
-def _first(
-    model: nn.Module,
-    card: dict[str, Any],
-    table: PhotoTable,
-    now: Mapping[str, str],
-    out: Path,
-    about: dict[str, str],
-    kind: str,
-    whiten: int | None,
-    index_device: str,
-    **extraction: Any,
-) -> Indexed:
-    check_buildable(kind, len(table), index_device)
-    extraction["dtype"] = extraction.get("dtype") or "float32"
-    store = extract(model, card, table, out / RAW, **extraction)
-    if whiten is not None:
-        store = whiten_store(store, whitening_for(store, whiten, out / _WHITENING), out / WHITENED)
-    index = build_index(store, kind, index_device)
-    broken = broken_photos(out / RAW)
-    # nothing is stale yet, so the stamps come first here: an index that `_restored` puts in place needs them
-    write_notes(out, now, broken)
-    write_json(out / _ABOUT, {**about, "store": store.folder.name, "kind": index.kind})
-    index.save(out)
-    return Indexed(index, broken, len(index))
-
-
-def _update(
-    model: nn.Module,
-    card: dict[str, Any],
-    table: PhotoTable,
-    now: Mapping[str, str],
-    out: Path,
-    about: dict[str, str],
-    kind: str,
-    whiten: int | None,
-    index_device: str,
-    **extraction: Any,
-) -> Indexed:
-    before = read_json(out / _ABOUT, "photo index", _ADVICE)
-    if before["photos"] != about["photos"]:
-        raise LandmarkRetrievalError(
-            f"{out} holds an index of the photos in {before['photos']}: choose another folder, or delete it."
-        )
-    if not (out / DESCRIPTION).exists():
-        _restored(out, before)
-    description = read_description(out)
-    other_kind = kind not in ("auto", description["kind"])
-    if other_kind:
-        check_buildable(kind, len(table), index_device)
-    # one of another kind may not be for that device, and gives only its photo ids
-    index = open_index(out, "cpu" if other_kind else index_device)
-    whitening = Whitening.load(out / _WHITENING) if "whitening" in index.card else None
-    if whiten is not None and whiten != (whitening and whitening.dim):
-        raise LandmarkRetrievalError(
-            f"The index {out} {f'is whitened to {whitening.dim} numbers' if whitening else 'is not whitened'}: choose "
-            "another folder, or delete it."
-        )
-    asked = card_with_views(card, extraction.get("scales"), extraction.get("flip"))
-    check_card(index.card, asked if whitening is None else whitening.card_of(asked), "the photos to add")
-    # that of the index: after an interruption, the note may name the store of the index that was not saved any more
-    store = DescriptorStore.open(out / (description.get("store") or before.get("store", RAW)))
-    if (extraction.get("dtype") or store.dtype) != store.dtype:
-        raise LandmarkRetrievalError(
-            f"The descriptors of the index {out} are kept in {store.dtype}, not in {extraction['dtype']}: leave out "
-            "the dtype, or choose another folder."
-        )
-    extraction["dtype"] = store.dtype
-    changes = FolderChanges(now, index, out)
-    new: DescriptorStore | None = None
-    broken: dict[str, str] = {}
-    if changes.changed and not other_kind:
-        check_buildable(index.kind, len(table), index_device)
-    if changes.new:
-        rows = table.ids.rows(changes.new)
-        new, broken = describe_new(model, card, table.take(rows), out, **extraction)
-    broken = changes.broken | broken
-    # a changed photo that cannot be decoded any more leaves the index, too
-    kept = set(index.ids) - changes.changed - set(changes.removed)
-    if not kept and new is None:
-        photo, why = next(iter(broken.items()))
-        raise LandmarkRetrievalError(
-            f"None of the {len(table):,} photos in {about['photos']} can be decoded any more, the first is {photo} "
-            f"({why}): mend them. The index stays as it was."
-        )
-    if (
-        changes.changed
-        or other_kind
-        # a run was interrupted while the store grew
-        or (store.folder / UNFINISHED).exists()
-        or (new is not None and not set(store.ids).isdisjoint(new.ids))
-    ):
-        chosen = kind if other_kind else index.kind
-        index, store = made_anew(chosen, store, new, kept, whitening, out, index_device)
-    else:
-        if new is not None:
-            grow(index, store, new, whitening)
-        if changes.removed:
-            index.remove(changes.removed)
-    write_json(out / _ABOUT, {**about, "store": store.folder.name, "kind": index.kind})
-    index.save(out)
-    # after the index: without them, the next run describes the changed photos again
-    write_notes(out, now, broken)
-    forget_old(out, store)
-    forget_new(out)
-    return Indexed(index, broken, len(new) if new is not None else 0, changes.removed)
-
-
-def _interrupted(out: Path) -> bool:
-    """Whether a run ended while it put a new index in the place of the old one: the descriptors are all there."""
-    if not (out / _ABOUT).exists():
-        return False
-    about = read_json(out / _ABOUT, "photo index", _ADVICE)
-    return (out / about.get("store", RAW) / FINISHED).exists()
-
-
-def _restored(out: Path, about: Mapping[str, str]) -> None:
-    """Build the index that such a run was about to save."""
-    build_index(DescriptorStore.open(out / about.get("store", RAW)), about.get("kind", "auto")).save(out)
-
-
 def model_of(index: str | Path) -> str:
     """The name of the model that an index was made with, as `zoo.load_model` takes it."""
-    return read_json(Path(index) / _ABOUT, "photo index", _ADVICE)["model"]
+    return read_json(Path(index) / ABOUT, "photo index", ADVICE)["model"]
 
 
 def search_photos(
@@ -273,12 +62,12 @@ def search_photos(
             another model.
     """
     opened = open_index(index, device)
-    root = Path(read_json(Path(index) / _ABOUT, "photo index", _ADVICE)["photos"])
+    root = Path(read_json(Path(index) / ABOUT, "photo index", ADVICE)["photos"])
     files = [file for query in queries for file in _files(Path(query))]
     card = card_with_views({**card, **({VIEWS: opened.card[VIEWS]} if VIEWS in opened.card else {})})
     descriptors = _described(model.to(device), card, files)
     if "whitening" in opened.card:
-        whitening = Whitening.load(Path(index) / _WHITENING)
+        whitening = Whitening.load(Path(index) / WHITENING)
         descriptors, card = whitening.apply(descriptors), whitening.card_of(card)
     ids, scores = opened.search(descriptors, min(top, len(opened)), card=card)
     return [

@@ -7,8 +7,9 @@ from filelock import FileLock
 
 from landmark_retrieval import GeMNet
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval import photo_search, photo_update
-from landmark_retrieval.retrieval.photo_search import gallery_entries, index_photos, model_of, search_photos
+from landmark_retrieval.retrieval import photo_index, photo_search, photo_update
+from landmark_retrieval.retrieval.photo_index import index_photos
+from landmark_retrieval.retrieval.photo_search import gallery_entries, model_of, search_photos
 
 CARD = {"architecture": "GeMNet", "image_size": 48}
 
@@ -153,8 +154,8 @@ def interrupted(monkeypatch, place, run):
     [
         "indexes.faiss_index.FaissIndex.save",
         "indexes.index_files.write_json",  # the old index is gone, the new one not there
-        "photo_search.write_notes",
-        "photo_search.forget_old",
+        "photo_index.write_notes",
+        "photo_index.forget_old",
     ],
 )
 @pytest.mark.parametrize("whiten", [None, 5])
@@ -193,7 +194,7 @@ def test_an_interruption_while_the_store_grows(model, own, tmp_path, monkeypatch
     update(model, own, tmp_path, kind=kind)
     photo = sorted(own.rglob("*.jpg"))[0]
     shutil.copy(photo, own / "copy.jpg")
-    run = photo_search.grow
+    run = photo_index.grow
 
     def grow(*arguments):
         with monkeypatch.context() as patch:
@@ -201,7 +202,7 @@ def test_an_interruption_while_the_store_grows(model, own, tmp_path, monkeypatch
             run(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(photo_search, "grow", grow)
+        patch.setattr(photo_index, "grow", grow)
         with pytest.raises(KeyboardInterrupt):
             update(model, own, tmp_path)
     done = update(model, own, tmp_path)
@@ -217,7 +218,7 @@ def test_a_photo_that_changes_while_the_folder_is_described_is_described_again(
     if not first:
         update(model, own, tmp_path)
         shutil.copy(files[6], files[4])
-    module, name = (photo_search, "extract") if first else (photo_search, "describe_new")
+    module, name = (photo_index, "extract") if first else (photo_index, "describe_new")
     run = getattr(module, name)
 
     def slow(*arguments, **options):
@@ -256,7 +257,7 @@ def test_only_folders_of_models_are_kept_as_paths(model, own, tmp_path, monkeypa
 
 
 def test_what_cannot_be_built_is_refused_before_photos_are_described(model, own, tmp_path, monkeypatch):
-    monkeypatch.setattr(photo_search, "extract", stop)
+    monkeypatch.setattr(photo_index, "extract", stop)
     for options, message in [
         ({"kind": "ivf_pq"}, "trained on 16 photos or more, these are 14: choose flat"),
         ({"kind": "ivf"}, "no kind of index"),
@@ -269,7 +270,7 @@ def test_what_cannot_be_built_is_refused_before_photos_are_described(model, own,
     monkeypatch.undo()
     update(model, own, tmp_path)
     shutil.copy(sorted(own.rglob("*.jpg"))[0], own / "copy.jpg")
-    monkeypatch.setattr(photo_search, "describe_new", stop)
+    monkeypatch.setattr(photo_index, "describe_new", stop)
     with pytest.raises(LandmarkRetrievalError, match="these are 15: choose flat"):
         update(model, own, tmp_path, kind="ivf_pq")
 
@@ -305,16 +306,16 @@ def test_broken_photos_are_decoded_once(model, own, tmp_path, monkeypatch):
     shutil.copy(files[5], files[4])  # for which the store is made anew
     (own / "cut too.jpg").write_bytes(files[1].read_bytes()[:1000])
     assert sorted(update(model, own, tmp_path).broken) == ["cut too.jpg", "cut.jpg"]
-    monkeypatch.setattr(photo_search, "describe_new", stop)
+    monkeypatch.setattr(photo_index, "describe_new", stop)
     assert sorted(update(model, own, tmp_path).broken) == ["cut too.jpg", "cut.jpg"]
 
 
 def test_a_whitening_is_learned_once(model, own, tmp_path, monkeypatch):
-    interrupted(monkeypatch, "photo_search.build_index", lambda: update(model, own, tmp_path, whiten=5))
+    interrupted(monkeypatch, "photo_index.build_index", lambda: update(model, own, tmp_path, whiten=5))
     with monkeypatch.context() as patch:
         patch.setattr(photo_update.Whitening, "fit", stop)
         assert update(model, own, tmp_path, whiten=5).index.dim == 5
-    interrupted(monkeypatch, "photo_search.build_index", lambda: update(model, own, tmp_path / "other", whiten=5))
+    interrupted(monkeypatch, "photo_index.build_index", lambda: update(model, own, tmp_path / "other", whiten=5))
     assert update(model, own, tmp_path / "other", whiten=4).index.dim == 4
 
 
