@@ -38,7 +38,7 @@ def trained(folder: Path, curriculum: str, words: list[str]) -> Path:
     """The folder of the last stage, trained without a look at what is held out."""
     done = folder / "trained.json"
     if not done.exists():
-        never = "+trainer.check_val_every_n_epoch=1000"
+        never = "trainer.check_val_every_n_epoch=1000"
         run(folder, "curriculum", f"curriculum={curriculum}", "data.root=shards", never, *words)
         last = max(folder.glob("outputs/*/*/model.json"), key=lambda file: file.stat().st_mtime)
         done.symlink_to(last.resolve())

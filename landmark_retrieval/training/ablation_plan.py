@@ -25,6 +25,8 @@ from landmark_retrieval.training.plan_table import FINISHED, processes, rows
 
 CLEANED_SHARDS = "train_cleaned"
 _OWN_KEYS = ("seed", "run_dir", "resume")
+# runs are measured when they are done
+_UNVALIDATED = "trainer.check_val_every_n_epoch=1000000"
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def plan_run(variant: str, seed: int, out: Path, overrides: Sequence[str], budge
         LandmarkRetrievalError: see `plan_curriculum`.
     """
     folder = f"{_quoted(out / 'runs' / variant / f'seed{seed}')[:-1]}/${{stage.name}}'"
-    words = [*overrides, f"seed={seed}", f"run_dir={folder}"]
+    words = [_UNVALIDATED, *overrides, f"seed={seed}", f"run_dir={folder}"]
     stages = plan_curriculum(f"{FOLDER}/{variant}", words)
     if budget is not None:
         stages = _at_budget(stages, budget)

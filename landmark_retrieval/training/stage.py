@@ -50,6 +50,7 @@ _FREE_TRAINER_KEYS = (
     "log_every_n_steps",
     "enable_progress_bar",
     "num_sanity_val_steps",
+    "check_val_every_n_epoch",
 )
 
 

@@ -135,6 +135,8 @@ def test_all_see_as_many_photos(shards, tmp_path):
     for run in runs:
         for stage in run.stages:
             assert stage.config["seed"] == run.seed
+            # measured when it is done; validation by the way would take as long again
+            assert stage.config["trainer"]["check_val_every_n_epoch"] > stage.config["stage"]["epochs"]
             assert stage.config["run_dir"] == f"{tmp_path}/runs/{run.variant}/seed{run.seed}/{stage.name}"
     text = describe_plan(runs, choice)
     assert re.search(r"data_clean, seed 1 +1 +128 +96  to do", text)

@@ -73,7 +73,7 @@ def test_a_finished_stage_is_not_run_again_unless_its_config_changes(config):
     run_stage(config(), said.append)
     assert said == [f"Stage pretrain_small is finished, see {first.folder / 'handoff.json'}; nothing to do."]
     # how often it logs does not matter to the result, how much it trains does
-    run_stage(config("pretrain_small", "trainer.log_every_n_steps=5"), said.append)
+    run_stage(config("pretrain_small", "trainer.log_every_n_steps=5", "trainer.check_val_every_n_epoch=2"), said.append)
     assert len(said) == 2
     assert finished_handoff(config("pretrain_small", "trainer.limit_train_batches=2")) is None
     again = run_stage(config("pretrain_small", "optimizer.lr=3e-4"), said.append)
