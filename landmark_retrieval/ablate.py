@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="of the Hybrid-Swin-Transformers, which take longest (default: %(default)s)",
+        help="of the Hybrid-Swin-Transformers, which take longest: 0 leaves them out (default: %(default)s)",
     )
     parser.add_argument(
         "--non-landmark",

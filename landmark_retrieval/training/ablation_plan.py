@@ -85,14 +85,14 @@ def choose(only: Collection[str] = (), seeds: int = 3, hybrid_seeds: int = 1) ->
     Args:
         only: names of questions, which stand for all that they compare, and of variants; empty for everything.
         seeds: of each variant.
-        hybrid_seeds: of the Hybrid-Swin-Transformers.
+        hybrid_seeds: of the Hybrid-Swin-Transformers; 0 leaves them out.
 
     Raises:
         LandmarkRetrievalError: an unknown name (with the nearest ones), or no seed.
     """
-    for option, count in (("--seeds", seeds), ("--hybrid-seeds", hybrid_seeds)):
-        if count < 1:
-            raise LandmarkRetrievalError(f"{option} {count} leaves nothing to run: take at least 1.")
+    for option, count, least in (("--seeds", seeds, 1), ("--hybrid-seeds", hybrid_seeds, 0)):
+        if count < least:
+            raise LandmarkRetrievalError(f"{option} {count} is too few: take at least {least}.")
     questions = {question.name: question for question in QUESTIONS}
     wanted: set[str] = set()
     for name in only or questions:
@@ -105,6 +105,10 @@ def choose(only: Collection[str] = (), seeds: int = 3, hybrid_seeds: int = 1) ->
             near = difflib.get_close_matches(name, known, 2, 0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}."
             raise LandmarkRetrievalError(f"There is no question or variant {name!r}: {hint}")
+    if not hybrid_seeds:
+        wanted = {name for name in wanted if not any(map(is_hybrid, MEASUREMENTS[name].runs))}
+        if not wanted:
+            raise LandmarkRetrievalError("--hybrid-seeds 0 leaves nothing to run of what --only names.")
     trained = {run for name in wanted for run in MEASUREMENTS[name].runs}
     trained |= {BASE} if CLEANED in trained else set()
     variants = tuple(name for name in VARIANTS if name in trained)

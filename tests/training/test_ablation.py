@@ -169,6 +169,9 @@ def test_what_can_be_chosen():
     assert choose(["hybrid"], hybrid_seeds=2).runs == [
         ("hybrid_mean", 0), ("hybrid_token", 0), ("hybrid_mean", 1), ("hybrid_token", 1),
     ]  # fmt: skip
+    without = choose(hybrid_seeds=0)
+    assert not any(is_hybrid(name) for name in (*without.variants, *without.measurements))
+    assert len(without.variants) == len(VARIANTS) - 2
 
 
 @pytest.mark.parametrize(
@@ -176,8 +179,9 @@ def test_what_can_be_chosen():
     [
         ({"only": ["poling"]}, "no question or variant 'poling': did you mean pooling"),
         ({"only": ["zzz"]}, "choose from features, pooling"),
-        ({"seeds": 0}, "--seeds 0 leaves nothing"),
-        ({"hybrid_seeds": -1}, "--hybrid-seeds -1"),
+        ({"seeds": 0}, "--seeds 0 is too few: take at least 1"),
+        ({"hybrid_seeds": -1}, "--hybrid-seeds -1 is too few: take at least 0"),
+        ({"only": ["hybrid"], "hybrid_seeds": 0}, "leaves nothing to run"),
     ],
 )
 def test_what_cannot_be_chosen(arguments, message):
