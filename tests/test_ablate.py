@@ -207,7 +207,7 @@ def test_a_plan_writes_nothing(call, small, tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--only", "bass"], "no question or variant 'bass': did you mean base"),
-        (["--seeds", "0"], "--seeds 0 leaves nothing to run"),
+        (["--seeds", "0"], "--seeds 0 is too few: take at least 1"),
         (["data.root=/nowhere", "--only", "base"], "There is no data at /nowhere"),
         (["seed=1"], "seed=1: the ablations set seed themselves"),
         (["data.image_sise=3"], "did you mean data.image_size"),
