@@ -7,6 +7,7 @@ import hydra
 
 from landmark_retrieval.commands import exit_on_error
 from landmark_retrieval.errors import LandmarkRetrievalError
+from landmark_retrieval.memory import keep_freed_blocks
 from landmark_retrieval.training.configs import compose, conf_folder, no_stage
 
 
@@ -29,6 +30,7 @@ def _run(config: Any) -> None:
 @exit_on_error
 def main() -> None:
     """Compose the config, with errors a person can act on, and run the stage."""
+    keep_freed_blocks(training=True)
     arguments = sys.argv[1:]
     if {"-m", "--multirun"} & set(arguments):
         raise LandmarkRetrievalError(

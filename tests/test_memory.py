@@ -28,14 +28,15 @@ def mapped(size):  # whether the system is asked for a block of its own
     return after > before
 
 
-keep_freed_blocks()
+keep_freed_blocks(ARGUMENTS)
 print(mapped(100 << 20), mapped(600 << 20))
 """
 
 
-def mapped(**environment):
+def mapped(arguments="", **environment):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=kept | environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", SCRIPT.replace("ARGUMENTS", arguments)]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return done.stdout.split()
 
@@ -54,12 +55,17 @@ def test_large_blocks_are_kept_and_huge_ones_are_not():
     assert mapped(MALLOC_MMAP_THRESHOLD_="1000000") == ["True", "True"]
 
 
-def test_training_keeps_more_and_leaves_what_is_set(monkeypatch):
-    monkeypatch.setattr(memory, "_GPUS", ())
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    found = memory.training_environment()
-    assert found["MALLOC_TRIM_THRESHOLD_"] == "5"
-    assert int(found["MALLOC_MMAP_THRESHOLD_"]) == 4 << 30
+@pytest.mark.skipif(not has_glibc(), reason="no glibc of 2.33 or later")
+@pytest.mark.skipif(any(map(os.path.exists, memory._GPUS)), reason="nothing is set beside a GPU")
+def test_training_keeps_more():
+    assert mapped("training=True") == ["False", "False"]
+    assert mapped("training=True", GLIBC_TUNABLES="glibc.malloc.check=0") == ["True", "True"]
+
+
+def test_nothing_is_set_beside_a_gpu(monkeypatch):
+    def refused(name):
+        raise AssertionError(name)
+
     monkeypatch.setattr(memory, "_GPUS", (os.devnull,))
-    assert "MALLOC_MMAP_THRESHOLD_" not in memory.training_environment()
+    monkeypatch.setattr(ctypes, "CDLL", refused)
+    memory.keep_freed_blocks()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.memory import training_environment
 
 GRACE = 60.0
 """Seconds that a stage has to save its checkpoint once it was asked to stop."""
@@ -191,9 +190,7 @@ class LocalLauncher:
     def _prepare(self, overrides: Sequence[str]) -> None:
         command = [sys.executable, "-m", "landmark_retrieval.training.standby", *overrides]
         # a group of its own: Ctrl-C in the terminal reaches the chain alone, which then asks the stage to stop
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, text=True, env=training_environment(), process_group=0
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, process_group=0)
         self._waiting = (tuple(overrides), process)
 
 
