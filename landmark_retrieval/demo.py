@@ -6,13 +6,13 @@ from pathlib import Path
 
 from landmark_retrieval.data.dataset import open_queries_and_index
 from landmark_retrieval.data.prepare import shard_gldv2
+from landmark_retrieval.retrieval.contact_sheet import write_contact_sheet
 from landmark_retrieval.retrieval.evaluate import (
     Evaluation,
     evaluate,
     gallery_entries,
     write_evaluation_gallery,
 )
-from landmark_retrieval.retrieval.gallery import write_contact_sheet
 from landmark_retrieval.training.curriculum import plan_curriculum, run_curriculum
 from landmark_retrieval.training.handoff import Handoff
 from landmark_retrieval.zoo import DEFAULT_MODEL, load_model

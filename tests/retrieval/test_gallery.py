@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult, write_contact_sheet, write_gallery
+from landmark_retrieval.retrieval.contact_sheet import write_contact_sheet
+from landmark_retrieval.retrieval.gallery import GalleryEntry, GalleryResult, write_gallery
 
 EVIL = '<script>alert("1")</script>&\''
 
