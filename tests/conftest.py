@@ -4,6 +4,7 @@ present."""
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -94,3 +95,30 @@ TINY = (
 def tiny(shards) -> tuple[str, ...]:
     """Overrides that make any stage small, on the drawn photos."""
     return (*TINY, f"data.root={shards}")
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """Wait until `found()` gives something, and return it."""
+
+    def wait(found, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not (result := found()):
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.05)
+        return result
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def running():
+    """Whether the process of an id runs; one that has ended and waits to be collected does not."""
+
+    def runs(process):
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    return runs

@@ -264,7 +264,7 @@ exit 1
         ("gs", "gsutil", "cat {} ", "CommandException: No URLs matched: gs://bucket/x"),
     ],
 )
-def test_object_stores(tmp_path, cache, monkeypatch, scheme, command, arguments, words):
+def test_object_stores(tmp_path, cache, monkeypatch, running, wait_for, scheme, command, arguments, words):
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / command
@@ -285,22 +285,10 @@ def test_object_stores(tmp_path, cache, monkeypatch, scheme, command, arguments,
     with pytest.raises(LandmarkRetrievalError, match="stalled"):
         impatient(cache, attempts=1, stall_seconds=2.0).fetch_small(url)
     child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + LONG
-    while running(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not running(child), LONG)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LandmarkRetrievalError, match=f"the command {command} is not there.*install it"):
         cache.fetch_small(url)
-
-
-def running(process):
-    """Whether a process runs; one that has ended and waits to be collected does not."""
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_the_files_used_least_recently_go_first(tmp_path, cache):
@@ -386,14 +374,11 @@ def test_several_processes_download_once(server, cache):
     assert len(server.requests) == 1
 
 
-def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(server, cache, tmp_path):
+def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(server, cache, tmp_path, wait_for):
     server.answers = ["stall", "ok"]
     process = child(server.url, cache)
     assert server.halfway.wait(LONG)
-    deadline = time.monotonic() + LONG
-    while not kept(cache):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: kept(cache), LONG)
     waiting = []
     thread = threading.Thread(target=lambda: waiting.append(cache.fetch(server.url, **known(DATA))))
     thread.start()  # takes over when the other one is gone

@@ -46,15 +46,6 @@ def states(stages):
     return [row.state for row in rows(configs(stages))]
 
 
-def wait_for(found, seconds=120):
-    """Wait until `found()` gives something, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return result
-
-
 def stage_processes(folder):
     """Ids of the running processes that have a run folder in their command line, chains left out."""
     found = []
@@ -118,7 +109,7 @@ def test_a_stage_that_fails_stops_the_chain_and_says_so(plan, tmp_path, capfd):
 
 
 @pytest.fixture
-def started(small, tmp_path):
+def started(small, tmp_path, wait_for):
     """A chain whose first stage is within a long epoch: its process, and the stage's process id."""
     more = ["stage.epochs=100000", "checkpoint_steps=1"]
     command = [*CHAIN, "curriculum=dolg_lite0", *small(tmp_path, *more)]
@@ -134,7 +125,7 @@ def started(small, tmp_path):
     wait_for(lambda: not stage_processes(tmp_path))
 
 
-def test_a_killed_chain_leaves_no_stage_behind(started, tmp_path):
+def test_a_killed_chain_leaves_no_stage_behind(started, tmp_path, wait_for):
     chain, checkpoints = started
     assert stage_processes(tmp_path)
     chain.kill()

@@ -47,7 +47,7 @@ def test_the_place_among_the_processes(environment, expected):
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_the_guard_ends_a_group_when_its_pipe_ends(stubborn):
+def test_the_guard_ends_a_group_when_its_pipe_ends(stubborn, running, wait_for):
     # a leader with a child, in a group of its own
     handler = "signal.SIG_IGN" if stubborn else "lambda *_: sys.exit(0)"
     code = "import signal, subprocess, sys, time; child = subprocess.Popen(['sleep', '100']); "
@@ -61,17 +61,7 @@ def test_the_guard_ends_a_group_when_its_pipe_ends(stubborn):
             guard.stdin.close()
             assert leader.wait(10) == (-signal.SIGKILL if stubborn else 0)
             guard.wait(10)
-        deadline = time.monotonic() + 5
-        while running(child):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
-def running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        wait_for(lambda: not running(child), 5)
 
 
 def test_the_guard_lets_go_of_a_stage_that_has_ended():
@@ -103,7 +93,7 @@ def test_jobs_need_their_package():
 
 
 @pytest.mark.slow
-def test_a_job_that_is_preempted_is_run_again_and_carries_on(plan, tmp_path):
+def test_a_job_that_is_preempted_is_run_again_and_carries_on(plan, tmp_path, wait_for):
     """On this machine, with the signal that submitit has Slurm send."""
     pytest.importorskip("submitit", reason="needs the package of the `slurm` extra")
     stage = plan("stage.epochs=100", "checkpoint_steps=1")[:1]
@@ -151,11 +141,3 @@ def job_task(jobs):
         if b"submitit.core._submit" in words and str(jobs).encode() in words:
             return int(path.parent.name)
     return None
-
-
-def wait_for(found, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return result
