@@ -18,12 +18,11 @@ from landmark_retrieval.data.tables import write_reasons
 from landmark_retrieval.data.transforms import normalize
 from landmark_retrieval.errors import LandmarkRetrievalError
 from landmark_retrieval.heads import ShardedSubCenterArcFace, SubCenterArcFace
-from landmark_retrieval.metrics.functional import global_average_precision, mean_average_precision, mean_precisions
-from landmark_retrieval.retrieval.search import exact_search
 from landmark_retrieval.training import freezing
 from landmark_retrieval.training.optimizers import held_by, hold, make_optimizer
 from landmark_retrieval.training.schedule import cosine_with_warmup
 from landmark_retrieval.training.stability import StepGuard, save_batch
+from landmark_retrieval.training.validation import Described, measure
 
 # in the run folder: photos that could not be decoded in the last epoch that had any
 BROKEN = "broken_photos.csv"
@@ -96,7 +95,7 @@ class LandmarkModule(pl.LightningModule):
         self._keep = freezing.read_patterns(freeze_batchnorm, names, "stage.freeze_batchnorm")
         self._norms = freezing.batchnorms(dict(model.named_modules()))
         self._guard = StepGuard()
-        self._described: list[dict[str, Any]] = []
+        self._described: list[Described] = []
         self._broken: dict[str, str] = {}
         self._frozen_epoch = 0
         self.metrics_so_far: dict[str, float] = {}
@@ -327,17 +326,21 @@ class LandmarkModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: D102
         if not batch["ids"]:
             return
-        descriptors = self(batch["images"]).float()
-        rows = {"descriptors": F.normalize(descriptors).cpu(), "ids": batch["ids"], "split": dataloader_idx}
-        self._described.append({**rows, "position": batch["positions"][0]})
+        descriptors = F.normalize(self(batch["images"]).float()).cpu()
+        self._described.append(
+            Described(descriptors=descriptors, ids=batch["ids"], split=dataloader_idx, position=batch["positions"][0])
+        )
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
         described = self._gather(self._described)
         self._described = []
         if self.trainer.sanity_checking:
             return
-        for name, value in self._measure(described).items():
+        for name, value in measure(described, self.data, self._nearest_class).items():
             self.log(name, value, prog_bar=True, rank_zero_only=False, sync_dist=False)
+
+    def _nearest_class(self, descriptors: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head.nearest_class(descriptors.to(self.device))
 
     def _gather(self, rows: list[Any]) -> list[Any]:
         """The rows of all processes."""
@@ -346,39 +349,6 @@ class LandmarkModule(pl.LightningModule):
         parts: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(parts, rows)
         return [row for part in parts for row in part]
-
-    def _measure(self, described: list[Any]) -> dict[str, float]:
-        solution = self.data.retrieval_solution
-        # in the order of the photos, however many processes described them: ties go to the earlier photo
-        described = sorted(described, key=lambda rows: rows["position"])
-        sides = [[rows for rows in described if rows["split"] == side] for side in (0, 1)]
-        if solution is None or not all(sides):
-            return {}
-        (query_ids, queries), (index_ids, index) = (
-            ([i for rows in side for i in rows["ids"]], torch.cat([rows["descriptors"] for rows in side]))
-            for side in sides
-        )
-        found, _ = exact_search(queries, index, min(100, len(index)))
-        ranked = {q: [index_ids[i] for i in row] for q, row in zip(query_ids, found.tolist(), strict=True)}
-        counted = {q: ranked[q] for q in solution.relevant if q in ranked}
-        figures = {
-            "val/map_at_100": mean_average_precision(counted, solution.relevant),
-            "val/precision_at_1": mean_precisions(counted, solution.relevant, 1)[0],
-        }
-        recognition = self.data.recognition_solution
-        if recognition is not None:
-            classes = self.data.train.classes
-            # every process has all queries here, and perhaps only some of the classes
-            nearest = [self.head.nearest_class(part.to(self.device)) for part in queries.split(1024)]
-            scores, labels = (torch.cat(parts).tolist() for parts in zip(*nearest, strict=True))
-            predicted = {
-                # a class that is no number, of another source, is none of the solution's
-                q: (int(classes[label]) if classes[label].isdecimal() else -1, score)
-                for q, label, score in zip(query_ids, labels, scores, strict=True)
-                if q in recognition.relevant
-            }
-            figures["val/gap"] = global_average_precision(predicted, recognition.relevant)
-        return figures
 
 
 def _like_weight(state: dict[str, Any], weight: Tensor, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def test_too_many_of_them_in_a_row_end_the_stage_with_the_batch_kept(config, mon
 
 def test_a_checkpoint_is_written_after_each_epoch_and_of_the_best(config, monkeypatch):
     figures = iter([0.2, 0.5, 0.4, 0.3])
-    monkeypatch.setattr(module.LandmarkModule, "_measure", lambda *_: {"val/map_at_100": next(figures)})
+    monkeypatch.setattr("landmark_retrieval.training.module.measure", lambda *_: {"val/map_at_100": next(figures)})
     handoff = run_stage(config("pretrain_small", "stage.epochs=4"))
     files = handoff.folder / "checkpoints"
     kept = {path.stem: torch.load(path, weights_only=True)["epoch"] for path in files.iterdir()}
