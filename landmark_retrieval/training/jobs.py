@@ -1,5 +1,6 @@
 """Stages as jobs of a cluster, by way of submitit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,13 +15,15 @@ from landmark_retrieval.training.launchers import GRACE, LocalLauncher, StopSign
 _MINUTES = 24 * 60
 # a job that came to its time limit is queued again, as often as a training may take
 _TIMEOUTS = 1000
+# seconds for a job on this machine to end after its stage
+_ENDING = 10.0
 
 
 class SubmititLauncher:
     """Runs each stage as a job, waits for it, and says where its logs are: in `jobs` in the stage's run folder.
 
     A job that is preempted or comes to its time limit saves a checkpoint, is queued again and carries on. SIGTERM or
-    Ctrl-C cancels the job, which saves a checkpoint too.
+    Ctrl-C cancels the job, which saves a checkpoint too; the end of one on this machine is waited for.
 
     Args:
         cluster: of submitit: "slurm", or "local" for jobs on this machine; None: what there is.
@@ -86,7 +89,7 @@ class SubmititLauncher:
                 meanwhile()
             while not job.done():
                 if signals.code:
-                    job.cancel(check=False)
+                    _cancel(job, executor.cluster == "local")
                     say(f"Job {job.job_id} is cancelled.")
                     return signals.code, True
                 time.sleep(0.5)
@@ -157,6 +160,19 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             parameters[key] = value
     return parameters
+
+
+def _cancel(job: Any, local: bool) -> None:
+    if not local:
+        job.cancel(check=False)
+        return
+    # submitit would send SIGINT, which is ignored by what was started in the background, and SIGKILL a second later;
+    # SIGTERM reaches the stage, and is sent again since a job that is just starting may miss it
+    deadline = time.monotonic() + GRACE + _ENDING
+    while not job.done() and time.monotonic() < deadline:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(0.5)
 
 
 def _resources(trainer: Mapping[str, Any], local: bool) -> dict[str, Any]:

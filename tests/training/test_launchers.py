@@ -1,6 +1,8 @@
 """Stages as processes and as jobs: how they end, and what is left when they do."""
 
+import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,25 +96,34 @@ def test_jobs_need_their_package():
 
 @pytest.mark.slow
 def test_a_job_that_is_preempted_is_run_again_and_carries_on(plan, tmp_path, wait_for):
-    """On this machine, with the signal that submitit has Slurm send."""
+    """On this machine, with the signal that submitit has Slurm send; and then the chain is stopped."""
     pytest.importorskip("submitit", reason="needs the package of the `slurm` extra")
-    stage = plan("stage.epochs=100", "checkpoint_steps=1")[:1]
+    stage = plan("stage.epochs=100000", "checkpoint_steps=1")[:1]
     command = [sys.executable, "-m", "landmark_retrieval.curriculum", "curriculum=dolg_lite0"]
     command += [*stage[0].overrides[1:], "--launcher", "submitit", "--cluster", "local", "--slurm", "timeout_min=10"]
     folder = tmp_path / "pretrain_small"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as chain:
+    # as of what a script starts in the background
+    deaf = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=deaf) as chain:
         try:
             task = wait_for(lambda: job_task(folder / "jobs") if within(folder).exists() else None)
             os.kill(task, signal.SIGUSR2)
             log = wait_for(lambda: next((folder / "jobs").glob("*_log.out")))
             wait_for(lambda: "Carrying on from" in log.read_text())
+            before = within(folder).stat().st_mtime_ns
+            wait_for(lambda: within(folder).stat().st_mtime_ns > before)
         finally:
             chain.send_signal(signal.SIGTERM)
             out = chain.communicate()[0]
+    assert job_task(folder / "jobs") is None
     assert chain.returncode == 143
     assert f"its logs: {log}" in out
     assert "is cancelled" in out
-    wait_for(lambda: job_task(folder / "jobs") is None)
+    stopped = re.findall(r"stopped by SIGTERM after step (\d+)", log.with_suffix(".err").read_text())
+    steps = [int(step) for step in stopped]
+    assert len(steps) == 2, "it did not save"
+    assert steps[0] < steps[1]
 
 
 @pytest.mark.slow
