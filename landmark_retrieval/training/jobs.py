@@ -1,6 +1,5 @@
 """Stages as jobs of a cluster, by way of submitit."""
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark_retrieval.errors import LandmarkRetrievalError
-from landmark_retrieval.training.launchers import GRACE, LocalLauncher, StopSignals
+from landmark_retrieval.training.launchers import GRACE, LocalLauncher, StopSignals, send_signal
 
 _MINUTES = 24 * 60
 # a job that came to its time limit is queued again, as often as a training may take
@@ -170,8 +169,7 @@ def _cancel(job: Any, local: bool) -> None:
     # SIGTERM reaches the stage, and is sent again since a job that is just starting may miss it
     deadline = time.monotonic() + GRACE + _ENDING
     while not job.done() and time.monotonic() < deadline:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(job.job_id), signal.SIGTERM)
+        send_signal(int(job.job_id), signal.SIGTERM)
         time.sleep(0.5)
 
 

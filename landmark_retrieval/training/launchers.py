@@ -146,7 +146,7 @@ class LocalLauncher:
                     self._prepare(following)
                 code = _wait(process, signals)
             except BaseException:
-                _signal(process.pid, signal.SIGKILL, group=True)
+                send_signal(process.pid, signal.SIGKILL, group=True)
                 process.wait()
                 raise
             finally:
@@ -172,10 +172,10 @@ class LocalLauncher:
         if not self._running:
             return
         deadline = time.monotonic() + GRACE
-        _signal(self._running.pid, signal.SIGTERM)
+        send_signal(self._running.pid, signal.SIGTERM)
         while self._running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        _signal(self._running.pid, signal.SIGKILL, group=True)
+        send_signal(self._running.pid, signal.SIGKILL, group=True)
 
     def _take(self, overrides: Sequence[str]) -> "subprocess.Popen[str]":
         """The process that waits for this stage, or a new one."""
@@ -199,24 +199,24 @@ def _wait(process: "subprocess.Popen[str]", signals: StopSignals) -> int:
     asked = False
     while (code := process.poll()) is None:
         while signals.passing:
-            _signal(process.pid, signals.passing.pop(0))
+            send_signal(process.pid, signals.passing.pop(0))
         if signals.received and not asked:
             # not the group: decoding processes that ended now would make the stage fail before it has saved
-            _signal(process.pid, signal.SIGTERM)
+            send_signal(process.pid, signal.SIGTERM)
             asked, deadline = True, time.monotonic() + GRACE
         if signals.insisted or time.monotonic() > deadline:
-            _signal(process.pid, signal.SIGKILL, group=True)
+            send_signal(process.pid, signal.SIGKILL, group=True)
         time.sleep(0.05)
     # of a stage that failed, other processes may wait for it for ever
     patience = time.monotonic() + (0 if code else _AFTERWARDS)
-    while _signal(process.pid, 0, group=True) and time.monotonic() < patience:
+    while send_signal(process.pid, 0, group=True) and time.monotonic() < patience:
         time.sleep(0.05)
-    _signal(process.pid, signal.SIGKILL, group=True)
+    send_signal(process.pid, signal.SIGKILL, group=True)
     return code
 
 
-def _signal(pid: int, number: int, group: bool = False) -> bool:
-    """Whether there was such a process, or any of the group."""
+def send_signal(pid: int, number: int, group: bool = False) -> bool:
+    """Send a signal, 0 for none, to a process or to all of its group; whether there was such a process."""
     try:
         (os.killpg if group else os.kill)(pid, number)
     except (ProcessLookupError, PermissionError):
